@@ -1,0 +1,144 @@
+"""The one place for options: field, default, help text and check. CLI flags and docs are made from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Literal
+
+from fovea.core.errors import InvalidOptionError, UnknownOptionError, nearest
+
+EMBEDDED_MODEL = "fovea-tiny"
+MIB = 1024**2
+GIB = 1024**3
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+LoadFormat = Literal["auto", "safetensors", "dummy"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "device": ("auto", "cpu", "cuda"),
+    "load_format": ("auto", "safetensors", "dummy"),
+    "task": ("generate",),
+}
+
+
+def _option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Options of an engine. Names and, where it has one, defaults are vLLM's.
+
+    Raises InvalidOptionError for a value out of range or of the wrong kind.
+    """
+
+    model: str = _option(EMBEDDED_MODEL, "Hub id or local folder; the default is the embedded model.")
+    tokenizer: str | None = _option(None, "Folder or hub id of the tokenizer, if not the model's.")
+    revision: str | None = _option(None, "Branch, tag or commit of the hub model.")
+    download_dir: str | None = _option(None, "Where hub files are kept; default: the hub's own cache.")
+    trust_remote_code: bool = _option(
+        False, "Accepted for compatibility. The supported models never need their remote code and it is never run."
+    )
+    load_format: LoadFormat = _option("auto", "auto and safetensors read safetensors; dummy fills random weights.")
+    task: Literal["generate"] = _option("generate", "Only generate.")
+
+    dtype: Dtype = _option(
+        "auto", "Compute type. auto: the checkpoint's on a GPU; on a CPU float32 if that fits, else bfloat16."
+    )
+    device: Device = _option("auto", "cpu, cuda, or auto: cuda when there is one.")
+    seed: int = _option(0, "Seed for requests that bring none, and for dummy weights.", low=0)
+    enforce_eager: bool = _option(False, "Never use CUDA graphs.")
+
+    max_model_len: int | None = _option(
+        None, "Longest prompt plus answer in tokens; default: the model's own, or what fits in memory.", low=1
+    )
+    max_num_seqs: int = _option(256, "Most sequences in one step.", low=1)
+    max_num_batched_tokens: int = _option(8192, "Most tokens in one step; longer prompts are split.", low=16)
+    max_num_batched_patches: int = _option(
+        16384, "Most picture patches encoded in one step (a larger single picture is still encoded alone).", low=1
+    )
+    block_size: int = _option(16, "Tokens in one KV block.", low=1, high=256)
+    gpu_memory_utilization: float = _option(0.92, "Share of GPU memory to plan with.", low=0.05, high=1.0)
+    kv_cache_memory_bytes: int | None = _option(None, "Bytes for the KV cache; overrides the share above.", low=1)
+    enable_prefix_caching: bool = _option(True, "Reuse KV blocks of equal prompt beginnings.")
+    encoder_cache_bytes: int | None = _option(
+        None, "Bytes for picture embeddings kept for reuse; default: from the memory plan.", low=0
+    )
+
+    limit_mm_per_prompt: Mapping[str, int] = _option(None, 'Most media in one prompt, e.g. {"image": 4}; default 999.')
+    mm_processor_kwargs: Mapping[str, Any] = _option(
+        None, 'Image processor options, e.g. {"max_pixels": 401408} or {"num_crops": 16}.'
+    )
+    allowed_local_media_path: str = _option("", "Folder below which file:// pictures may be read; empty: none.")
+    chat_template: str | None = _option(None, "Jinja template, as text or as a path, instead of the model's.")
+    max_image_bytes: int = _option(32 * MIB, "Largest encoded picture.", low=1)
+    max_image_pixels: int = _option(64_000_000, "Largest picture in pixels, checked before decoding.", low=1)
+    max_image_aspect: float = _option(200.0, "Most elongated picture: long side over short side.", low=1.0)
+    media_threads: int = _option(0, "Threads that decode and resize pictures; 0: one for each core, at most 8.", low=0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limit_mm_per_prompt", dict(self.limit_mm_per_prompt or {}))
+        object.__setattr__(self, "mm_processor_kwargs", dict(self.mm_processor_kwargs or {}))
+        for option in fields(self):
+            _check(option, getattr(self, option.name))
+        self._check_limits()
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> EngineConfig:
+        """Build from keywords; an unknown name is an error that offers the nearest."""
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UnknownOptionError(f"Unknown option {name!r}.{nearest(name, known)}")
+        return cls(**options)
+
+    def image_limit(self) -> int:
+        return int(self.limit_mm_per_prompt.get("image", 999))
+
+    def _check_limits(self) -> None:
+        for kind, limit in self.limit_mm_per_prompt.items():
+            if kind not in ("image", "video", "audio"):
+                raise InvalidOptionError(f"limit_mm_per_prompt has {kind!r}; known: image, video, audio.")
+            if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+                raise InvalidOptionError(f"limit_mm_per_prompt[{kind!r}] is {limit!r}; permitted: 0 or more.")
+        if self.block_size & (self.block_size - 1):
+            raise InvalidOptionError(f"block_size is {self.block_size}; permitted: a power of two from 1 to 256.")
+
+
+def _check(option: Field[Any], value: Any) -> None:
+    name, kind = option.name, str(option.type)
+    if name in _CHOICES:
+        if value not in _CHOICES[name]:
+            choices = ", ".join(_CHOICES[name])
+            raise InvalidOptionError(f"{name} is {value!r}; permitted: {choices}.{nearest(str(value), _CHOICES[name])}")
+        return
+    if value is None and "None" in kind:
+        return
+    if kind.startswith("bool"):
+        expected, good = "True or False", isinstance(value, bool)
+    elif kind.startswith("int"):
+        expected, good = "a whole number", isinstance(value, int) and not isinstance(value, bool)
+    elif kind.startswith("float"):
+        expected, good = "a number", isinstance(value, (int, float)) and not isinstance(value, bool)
+    elif kind.startswith("str"):
+        expected, good = "text", isinstance(value, str)
+    else:
+        expected, good = "a mapping", isinstance(value, Mapping)
+    if not good:
+        raise InvalidOptionError(f"{name} must be {expected}, not {value!r}.")
+    _check_range(option, value)
+
+
+def _check_range(option: Field[Any], value: Any) -> None:
+    low, high = option.metadata["low"], option.metadata["high"]
+    if (low is not None and value < low) or (high is not None and value > high):
+        span = f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
+        raise InvalidOptionError(f"{option.name} is {value}; permitted: {span}.")
+
+
+def option_default(option: Field[Any]) -> Any:
+    """The default of a field of EngineConfig, for help texts and docs."""
+    return None if option.default is MISSING else option.default

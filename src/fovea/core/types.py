@@ -1,0 +1,219 @@
+"""The nouns that travel between packages. Each is made in exactly one place and never changed afterwards.
+
+    noun            made by                 read by
+    Picture         media/decode            pipeline
+    ImagePlan       families/*              media/transform, prompt/build, engine
+    MediaItem       pipeline                engine
+    MediaSpan       prompt/build            engine
+    EngineRequest   pipeline                engine
+    TokenOutput     engine/loop             pipeline
+    RequestOutput   pipeline                the user
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fovea.core.errors import FoveaError
+    from fovea.core.params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in pixels, or margins when used as padding."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePlan:
+    """What happens to a picture of a known size, worked out from integers alone, before any pixel is touched.
+
+    The steps in order: transpose, resize, crop, pad, transpose back. `canvas_*_px` is the size that results, `grid` the
+    (time, height, width) of the patch grid the tower sees, `num_patches` what it costs the tower, `num_tokens` what it
+    costs the prompt.
+    """
+
+    resize_width_px: int
+    resize_height_px: int
+    resample: Literal["bicubic", "bilinear"]
+    canvas_width_px: int
+    canvas_height_px: int
+    grid: tuple[int, int, int]
+    num_patches: int
+    num_tokens: int
+    transpose: bool = False
+    crop: Box | None = None
+    pad: Box | None = None
+    pad_value: int = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An upright RGB picture. `digest` identifies its pixels and size (SHA-256)."""
+
+    pixels: NDArray[np.uint8]  # [height, width, 3]
+    digest: bytes
+
+    @property
+    def width_px(self) -> int:
+        return int(self.pixels.shape[1])
+
+    @property
+    def height_px(self) -> int:
+        return int(self.pixels.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class MediaItem:
+    """One picture as the engine takes it: pixels for the tower, or embeddings that skip it.
+
+    `key` is the identity used by every cache: it covers the pixels and everything that changes what the tower makes of
+    them, and the tenant's salt.
+    """
+
+    key: bytes
+    num_tokens: int
+    num_patches: int
+    grid: tuple[int, int, int]
+    canvas: NDArray[np.uint8] | None = None  # [height, width, 3]
+    embeds: NDArray[np.float32] | None = None  # [num_tokens, hidden]
+
+
+@dataclass(frozen=True, slots=True)
+class MediaSpan:
+    """The positions of one picture's tokens in the prompt: [start, start + length)."""
+
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A request in integers and pixels. `spans[i]` is where `media[i]` goes."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    params: SamplingParams
+    stop_token_ids: frozenset[int]
+    spans: tuple[MediaSpan, ...] = ()
+    media: tuple[MediaItem, ...] = ()
+    positions: NDArray[np.int32] | None = None  # [rows, prompt tokens]; None: 0, 1, 2, ...
+    position_delta: int = 0  # position of token i after the prompt = i + delta
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    salt: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Log-probability of one token at one position; `rank` 1 is the likeliest."""
+
+    logprob: float
+    rank: int
+    decoded_token: str = ""
+
+
+TokenLogprobs = dict[int, Logprob]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTimings:
+    """Seconds a request spent in the engine; see RequestMetrics."""
+
+    queue_s: float
+    encode_s: float
+    prefill_s: float
+    first_token_s: float
+    decode_s: float
+    num_preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """One new token of completion `index` of a request, or its end."""
+
+    request_id: str
+    index: int
+    token_id: int | None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    num_cached_tokens: int = 0
+    media_hits: tuple[bool, ...] = ()
+    timings: EngineTimings | None = None
+    error: FoveaError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOutput:
+    """One answer. Fields as in vLLM."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    cumulative_logprob: float | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MediaReport:
+    """What was done with one picture. Sizes are 0 for embeddings handed in by the caller."""
+
+    original_width_px: int
+    original_height_px: int
+    width_px: int
+    height_px: int
+    num_tokens: int
+    cache_hit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMetrics:
+    """Where the time of a request went, in seconds; see `docs/architecture.md` for the stages.
+
+    `media_s` is decoding and resizing; `queue_s` waiting for the engine; `encode_s` and `prefill_s` the steps it shared
+    for its pictures and its prompt; `ttft_s` from arrival to the first token; `decode_s` from the first token to the
+    last.
+    """
+
+    media_s: float
+    queue_s: float
+    encode_s: float
+    prefill_s: float
+    decode_s: float
+    ttft_s: float
+    total_s: float
+    num_preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """The answer to one prompt. Fields as in vLLM, plus `media`, `metrics` and `error`."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    outputs: list[CompletionOutput]
+    finished: bool
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    num_cached_tokens: int = 0
+    media: tuple[MediaReport, ...] = ()
+    metrics: RequestMetrics | None = None
+    error: FoveaError | None = field(default=None)
