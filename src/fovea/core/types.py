@@ -1,13 +1,13 @@
 """The nouns that travel between packages. Each is made in exactly one place and never changed afterwards.
 
-    noun            made by                 read by
-    Picture         media/decode            pipeline
-    ImagePlan       families/*              media/transform, prompt/build, engine
-    MediaItem       pipeline                engine
-    MediaSpan       prompt/build            engine
-    EngineRequest   pipeline                engine
-    TokenOutput     engine/loop             pipeline
-    RequestOutput   pipeline                the user
+noun            made by                 read by
+Picture         media/decode            pipeline
+ImagePlan       families/*              media/transform, prompt/build, engine
+MediaItem       pipeline                engine
+MediaSpan       prompt/build            engine
+EngineRequest   pipeline                engine
+TokenOutput     engine/loop             pipeline
+RequestOutput   pipeline                the user
 """
 
 from __future__ import annotations

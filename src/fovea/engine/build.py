@@ -1,0 +1,118 @@
+"""From options and a model folder to a running engine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from fovea.core.config import EngineConfig
+from fovea.core.errors import InvalidOptionError, ModelError
+from fovea.core.log import logger
+from fovea.engine.blocks import BlockPool
+from fovea.engine.encoder_cache import EncoderCache
+from fovea.engine.loop import Engine
+from fovea.engine.memory import Machine, plan_memory
+from fovea.engine.runner import Runner
+from fovea.engine.scheduler import Budgets, Scheduler
+from fovea.families.base import Family
+from fovea.models.vlm import VLM
+from fovea.models.weights import build_empty, fill_dummy, load_weights
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MEDIA_THREADS_AT_MOST = 8
+CPU_FLOAT32_SHARE = 0.4  # of free memory: larger models run in bfloat16 on a CPU
+
+
+def build_engine(config: EngineConfig, family: Family, folder: Path, *, use_tqdm: bool) -> Engine:
+    """Plan the memory, load the weights, allocate the pages.
+
+    Raises ModelError or ConfigError when the model cannot run here as asked.
+    """
+    device = choose_device(config)
+    machine = read_machine(device)
+    num_parameters = count_parameters(family)
+    dtype = choose_dtype(config, family, device, num_parameters, machine)
+    plan = plan_memory(
+        family.spec, config, machine, weights_bytes=num_parameters * dtype.itemsize, element_bytes=dtype.itemsize
+    )
+    logger.info("%s (%.1f M parameters) on %s in %s", family.name, num_parameters / 1e6, device, str(dtype)[6:])
+    logger.info("%s", plan)
+    model = build_empty(family.spec, dtype, device)
+    if config.load_format == "dummy":
+        fill_dummy(model, config.seed)
+    else:
+        load_weights(model, folder, family.weight_map(), use_tqdm=use_tqdm)
+    encoder_cache: EncoderCache[torch.Tensor] = EncoderCache(plan.encoder_cache_bytes)
+    budgets = Budgets(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_patches=config.max_num_batched_patches,
+        block_size=config.block_size,
+        embedding_bytes=family.spec.decoder.hidden_size * dtype.itemsize,
+    )
+    pool = BlockPool(plan.num_blocks, enable_caching=config.enable_prefix_caching)
+    scheduler = Scheduler(budgets, pool, encoder_cache, family.spec.decoder.rope)
+    return Engine(Runner(model, plan, encoder_cache), scheduler, encoder_cache, plan, config.seed)
+
+
+def media_threads(config: EngineConfig) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return config.media_threads or min(MEDIA_THREADS_AT_MOST, cores)
+
+
+def choose_device(config: EngineConfig) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidOptionError('device is "cuda" but torch sees no CUDA device; use "cpu" or "auto".')
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def choose_dtype(
+    config: EngineConfig, family: Family, device: torch.device, num_parameters: int, machine: Machine
+) -> torch.dtype:
+    """auto: the checkpoint's type on a GPU; on a CPU float32 if the weights leave room, else bfloat16."""
+    if config.dtype != "auto":
+        return DTYPES[config.dtype]
+    if device.type == "cpu":
+        fits = 4 * num_parameters <= CPU_FLOAT32_SHARE * machine.free_bytes
+        return torch.float32 if fits else torch.bfloat16
+    if family.spec.dtype not in DTYPES:
+        raise ModelError(f"config.json names the type {family.spec.dtype!r}; pass dtype, one of {', '.join(DTYPES)}.")
+    return DTYPES[family.spec.dtype]
+
+
+def count_parameters(family: Family) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in VLM(family.spec).parameters())
+
+
+def read_machine(device: torch.device) -> Machine:
+    """Memory of the device; on a CPU what the system says is available, within the container's limit."""
+    if device.type == "cuda":
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        return Machine("cuda", total_bytes, free_bytes)
+    total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [total_bytes, _available_bytes(total_bytes), _container_limit_bytes(total_bytes)]
+    return Machine("cpu", total_bytes, min(limits))
+
+
+def _available_bytes(default: int) -> int:
+    """MemAvailable where /proc has it (Linux)."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return default
+    return default
+
+
+def _container_limit_bytes(default: int) -> int:
+    """The memory limit of this control group (v2), if there is one."""
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return default

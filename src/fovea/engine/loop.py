@@ -1,0 +1,259 @@
+"""The engine: requests in, tokens out, one step at a time. A step is plan, launch, settle.
+
+An exception while a picture is encoded or a batch runs is narrowed down to the requests that cause it; they end with an
+error, the others go on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fovea.core.errors import MediaLimitError, PromptTooLongError, RequestError, RequestFailedError
+from fovea.core.log import logger
+from fovea.core.types import EngineRequest, EngineTimings, FinishReason, MediaItem, TokenLogprobs, TokenOutput
+from fovea.engine.encoder_cache import EncoderCache
+from fovea.engine.memory import MemoryPlan
+from fovea.engine.runner import Runner, StepResult
+from fovea.engine.sampler import make_generator
+from fovea.engine.scheduler import Chunk, Scheduler
+from fovea.engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class _Request:
+    """The completions of one request that have not ended; `unborn` wait for the first one's prompt to be computed."""
+
+    number: int
+    live: list[Sequence]
+    unborn: list[int]
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """What the engine has done so far."""
+
+    num_steps: int = 0
+    num_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_pictures_encoded: int = 0
+    num_failed_requests: int = 0
+    num_retried_steps: int = 0
+
+
+class Engine:
+    def __init__(
+        self, runner: Runner, scheduler: Scheduler, encoder_cache: EncoderCache[Tensor], plan: MemoryPlan, seed: int
+    ) -> None:
+        self.plan = plan
+        self.scheduler = scheduler
+        self.stats = EngineStats()
+        self._runner = runner
+        self._encoder_cache = encoder_cache
+        self._seed = seed
+        self._num_requests = 0
+        self._requests: dict[str, _Request] = {}
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request. Raises RequestError if it could never run."""
+        self._check(request)
+        number, self._num_requests = self._num_requests, self._num_requests + 1
+        self._requests[request.request_id] = _Request(number, [], list(range(1, request.params.n)))
+        self._start(request, 0)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; unknown ones are fine. Its blocks are free when this returns."""
+        entry = self._requests.pop(request_id, None)
+        for sequence in entry.live if entry else ():
+            self.scheduler.finish(sequence)
+
+    def stop(self, request_id: str, index: int) -> EngineTimings | None:
+        """End one completion early (a stop string was seen). Returns its timings if it was still running."""
+        entry = self._requests.get(request_id)
+        for sequence in list(entry.live) if entry else ():
+            if sequence.index == index:
+                self._retire(sequence)
+                return sequence.clock.timings(sequence.num_preemptions)
+        return None
+
+    def has_work(self) -> bool:
+        return self.scheduler.has_work()
+
+    def step(self) -> list[TokenOutput]:
+        """Run one step. Returns the new tokens and ends of this step."""
+        plan = self.scheduler.plan()
+        outputs: list[TokenOutput] = []
+        broken_keys = self._encode(plan.encode)
+        chunks = self._without_broken(plan.chunks, broken_keys, outputs)
+        if chunks:
+            self.stats.num_steps += 1
+            self.stats.num_tokens += sum(chunk.num_tokens for chunk in chunks)
+            self._launch(chunks, outputs)
+        elif not broken_keys:
+            self._fail_stalled(outputs)
+        if not self.has_work():
+            self.scheduler.check_idle()
+        return outputs
+
+    def reset_caches(self) -> None:
+        """Forget reusable KV blocks and embeddings; running requests keep theirs."""
+        self.scheduler.pool.reset_cache()
+        self._encoder_cache.clear_idle()
+
+    def _check(self, request: EngineRequest) -> None:
+        if len(request.token_ids) >= self.plan.max_model_len:
+            raise PromptTooLongError(
+                f"The prompt has {len(request.token_ids)} tokens; max_model_len is {self.plan.max_model_len}, answer "
+                "included. Shorten it, lower the pictures' pixels, or raise max_model_len."
+            )
+        for i, item in enumerate(request.media):
+            needed_bytes = item.num_tokens * self.scheduler.budgets.embedding_bytes
+            if item.embeds is None and needed_bytes > self._encoder_cache.capacity_bytes:
+                raise MediaLimitError(
+                    f"Picture {i + 1} makes {needed_bytes} bytes of embeddings; encoder_cache_bytes is "
+                    f"{self._encoder_cache.capacity_bytes}. Lower its pixels or raise encoder_cache_bytes."
+                )
+
+    def _start(self, request: EngineRequest, index: int) -> None:
+        entry = self._requests[request.request_id]
+        sequence = Sequence(request, index, make_generator(request.params, self._seed, entry.number, index))
+        entry.live.append(sequence)
+        self.scheduler.add(sequence)
+
+    def _encode(self, items: list[MediaItem]) -> set[bytes]:
+        """Encode all pictures together; if that fails, one by one. Returns the keys of those that cannot be encoded."""
+        if not items:
+            return set()
+        try:
+            elapsed_s = self._runner.encode(items)
+        except Exception:  # the boundary between one picture and the rest
+            self.stats.num_retried_steps += 1
+            logger.exception("encoding %d pictures together failed; each is tried alone", len(items))
+            return self._encode_singly(items)
+        self.stats.num_pictures_encoded += len(items)
+        keys = {item.key for item in items}
+        for sequence in self.scheduler.running:
+            if any(sequence.request.media[i].key in keys for i in sequence.held_media):
+                sequence.clock.encode_s += elapsed_s
+        return set()
+
+    def _encode_singly(self, items: list[MediaItem]) -> set[bytes]:
+        broken = set()
+        for item in items:
+            try:
+                self._runner.encode([item])
+                self.stats.num_pictures_encoded += 1
+            except Exception:  # the boundary of one picture
+                logger.exception("a picture could not be encoded")
+                broken.add(item.key)
+        return broken
+
+    def _without_broken(self, chunks: list[Chunk], keys: set[bytes], outputs: list[TokenOutput]) -> list[Chunk]:
+        if not keys:
+            return chunks
+        for sequence in list(self.scheduler.running):
+            if any(sequence.request.media[i].key in keys for i in sequence.held_media):
+                self._fail(sequence, RequestFailedError("A picture of this request could not be encoded."), outputs)
+        for key in keys:
+            self._encoder_cache.discard(key)
+        return [chunk for chunk in chunks if chunk.sequence.is_running]
+
+    def _launch(self, chunks: list[Chunk], outputs: list[TokenOutput]) -> None:
+        try:
+            result = self._runner.forward(chunks)
+        except Exception:  # the boundary between one request and the rest
+            if len(chunks) == 1:
+                logger.exception("a request failed in the model")
+                self._fail(chunks[0].sequence, RequestFailedError("The model failed on this request."), outputs)
+                return
+            self.stats.num_retried_steps += 1
+            logger.exception("a step of %d sequences failed; each is tried alone", len(chunks))
+            for chunk in chunks:
+                if chunk.sequence.is_running:
+                    self._launch([chunk], outputs)
+            return
+        self._settle(chunks, result, outputs)
+
+    def _settle(self, chunks: list[Chunk], result: StepResult, outputs: list[TokenOutput]) -> None:
+        """Take over what a forward produced: computed tokens, new tokens, ends."""
+        tokens = iter(zip(result.token_ids, result.logprobs, strict=True))
+        for chunk in chunks:
+            samples = chunk.samples
+            self.scheduler.settle(chunk)
+            if not samples:
+                continue
+            token_id, logprobs = next(tokens)
+            if token_id < 0:
+                error = RequestFailedError(
+                    "No token can be produced: all are excluded by allowed_token_ids, logit_bias, bad_words or min_tokens."
+                )
+                self._fail(chunk.sequence, error, outputs)
+                continue
+            chunk.sequence.token_ids.append(token_id)
+            self.stats.num_generated_tokens += 1
+            self._emit(chunk.sequence, token_id, logprobs, outputs)
+
+    def _emit(
+        self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None, outputs: list[TokenOutput]
+    ) -> None:
+        request = sequence.request
+        first = sequence.num_generated == 1
+        if first:
+            sequence.clock.first_token = sequence.clock.first_token or time.perf_counter()
+            if sequence.index == 0:
+                self._start_siblings(request)
+        reason = self._end_reason(sequence, token_id)
+        own_stop = reason == "stop" and token_id in (request.params.stop_token_ids or ())
+        outputs.append(
+            TokenOutput(
+                request_id=request.request_id,
+                index=sequence.index,
+                token_id=token_id,
+                logprobs=logprobs,
+                prompt_logprobs=sequence.prompt_logprobs if first and sequence.wants_prompt_logprobs else None,
+                finish_reason=reason,
+                stop_token_id=token_id if own_stop else None,
+                num_cached_tokens=sequence.num_cached_tokens,
+                media_hits=tuple(sequence.media_hits),
+                timings=sequence.clock.timings(sequence.num_preemptions) if reason else None,
+            )
+        )
+        if reason:
+            self._retire(sequence)
+
+    def _end_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
+        params = sequence.request.params
+        if token_id in sequence.request.stop_token_ids and sequence.num_generated > params.min_tokens:
+            return "stop"
+        at_limit = params.max_tokens is not None and sequence.num_generated >= params.max_tokens
+        return "length" if at_limit or sequence.num_tokens >= self.plan.max_model_len else None
+
+    def _start_siblings(self, request: EngineRequest) -> None:
+        """The prompt is computed now: the other completions find its blocks by their hashes."""
+        entry = self._requests[request.request_id]
+        unborn, entry.unborn = entry.unborn, []
+        for index in unborn:
+            self._start(request, index)
+
+    def _retire(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        entry = self._requests[sequence.request.request_id]
+        entry.live.remove(sequence)
+        if not entry.live and not entry.unborn:
+            del self._requests[sequence.request.request_id]
+
+    def _fail(self, sequence: Sequence, error: RequestError, outputs: list[TokenOutput]) -> None:
+        """End all completions of the sequence's request with an error."""
+        request_id = sequence.request.request_id
+        self.stats.num_failed_requests += 1
+        self.abort(request_id)
+        outputs.append(TokenOutput(request_id, sequence.index, None, finish_reason="error", error=error))
+
+    def _fail_stalled(self, outputs: list[TokenOutput]) -> None:
+        """Nothing could be planned though there is work: the oldest request can never run here."""
+        if self.has_work():
+            oldest = self.scheduler.running[0] if self.scheduler.running else self.scheduler.waiting[0]
+            logger.error("request %s cannot be scheduled and is failed", oldest.request.request_id)
+            self._fail(oldest, RequestFailedError("The request does not fit the engine's memory."), outputs)

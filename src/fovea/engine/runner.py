@@ -1,0 +1,93 @@
+"""The only file that runs the model: encode pictures, run one packed forward, sample."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fovea.core.types import MediaItem, TokenLogprobs
+from fovea.engine.batch import build_batch, insert_embeddings
+from fovea.engine.encoder_cache import EncoderCache
+from fovea.engine.memory import LOGIT_ROWS_AT_ONCE, MemoryPlan
+from fovea.engine.sampler import SamplingRow, prompt_logprobs, sample
+from fovea.engine.scheduler import Chunk
+from fovea.models.decoder import KVPages
+from fovea.models.vlm import VLM
+
+
+@dataclass(slots=True)
+class StepResult:
+    """For each chunk that samples, in order: the token (-1: none could be drawn) and its log-probabilities."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+
+
+class Runner:
+    def __init__(self, model: VLM, plan: MemoryPlan, encoder_cache: EncoderCache[Tensor]) -> None:
+        self.model = model
+        self._encoder_cache = encoder_cache
+        self._block_size = plan.block_size
+        self._rope = model.make_rope()
+        self._pages = self._allocate(plan)
+
+    def _allocate(self, plan: MemoryPlan) -> list[KVPages]:
+        spec = self.model.spec.decoder
+        shape = (plan.num_blocks, plan.block_size, spec.num_kv_heads, spec.head_dim)
+        options = {"dtype": self.model.dtype, "device": self.model.device}
+        return [(torch.zeros(shape, **options), torch.zeros(shape, **options)) for _ in range(spec.num_layers)]
+
+    @torch.inference_mode()
+    def encode(self, items: list[MediaItem]) -> float:
+        """Run the tower on pictures and store their rows. Returns the seconds it took on the host's clock."""
+        started = time.perf_counter()
+        for item, rows in zip(items, self.model.encode(items), strict=True):
+            self._encoder_cache.fill(item.key, rows.clone())
+        return time.perf_counter() - started
+
+    @torch.inference_mode()
+    def forward(self, chunks: list[Chunk]) -> StepResult:
+        """One packed forward of all chunks, then a token for each that has reached its end."""
+        decoder = self.model.decoder
+        batch = build_batch(chunks, self._rope, self._block_size, self.model.device)
+        x = decoder.embed(batch.token_ids)
+        insert_embeddings(x, chunks, self._encoder_cache)
+        hidden = decoder(x, self._pages, batch.attention)
+        self._score_prompts(hidden, chunks)
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        if not sampling:
+            return StepResult()
+        rows = [
+            SamplingRow(
+                params=sequence.request.params,
+                prompt_token_ids=sequence.request.token_ids,
+                output_token_ids=sequence.generated,
+                stop_token_ids=sequence.request.stop_token_ids,
+                bad_words=sequence.request.bad_words,
+                generator=sequence.generator,
+            )
+            for sequence in sampling
+        ]
+        sampled = sample(decoder.logits(hidden[batch.logit_rows]), rows)
+        return StepResult(sampled.token_ids, sampled.logprobs)
+
+    def _score_prompts(self, hidden: Tensor, chunks: Rows[Chunk]) -> None:
+        """Log-probabilities of the prompt's own tokens, for requests that asked."""
+        first = 0
+        for chunk in chunks:
+            sequence = chunk.sequence
+            last = min(chunk.end, sequence.num_prompt_tokens - 1)
+            if sequence.wants_prompt_logprobs and chunk.start < last:
+                rows = hidden[first : first + last - chunk.start]
+                self._score(sequence.prompt_logprobs, rows, sequence.token_ids[chunk.start + 1 : last + 1], chunk)
+            first += chunk.num_tokens
+
+    def _score(self, into: list[TokenLogprobs | None], rows: Tensor, next_ids: list[int], chunk: Chunk) -> None:
+        top = chunk.sequence.request.params.prompt_logprobs or 0
+        for i in range(0, len(rows), LOGIT_ROWS_AT_ONCE):
+            logits = self.model.decoder.logits(rows[i : i + LOGIT_ROWS_AT_ONCE])
+            into.extend(prompt_logprobs(logits, next_ids[i : i + LOGIT_ROWS_AT_ONCE], top))

@@ -1,0 +1,317 @@
+"""Logits to tokens, in plain torch, with parameters of its own for every row.
+
+Order, as in vLLM: allowed ids, bad words, logit bias, min_tokens, repetition, frequency and presence penalty,
+temperature, min_p, top_k, top_p, draw. Log-probabilities are those of the raw logits, before all of that.
+
+A row's token depends on its logits, parameters and generator only, bit for bit, whatever rows stand beside it. So no
+floating-point sum takes part in a draw: a row's weights relative to its largest are whole numbers (32-bit fixed point),
+whose sums are exact in any order, and one uniform number of the row's own generator picks from their running sum.
+That number is the only one drawn for a token, on the CPU, so a draw costs microseconds and one small copy.
+Tokens of less than 2**-33 of the likeliest token's probability are never drawn.
+
+A row whose logits are not finite, or with every token banned, gives BROKEN and harms no other. Token ids outside the
+vocabulary are ignored.
+
+Shapes: S rows, V vocabulary, R some of the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fovea.core.params import SamplingParams
+from fovea.core.types import Logprob, TokenLogprobs
+
+BROKEN = -1
+MIN_TEMPERATURE = 1e-5  # below it a draw is greedy, as in vLLM
+LOGPROBS_CHUNK_ELEMENTS = 64 * 1024**2
+_WEIGHT_SCALE = 2.0**32
+_NO_IDS: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class SamplingRow:
+    """What is known of the sequence one row of logits belongs to.
+
+    stop_token_ids: banned until params.min_tokens tokens were produced.
+    generator: a CPU generator of this sequence alone; needed if `is_random(params)`.
+    """
+
+    params: SamplingParams
+    prompt_token_ids: Sequence[int]
+    output_token_ids: Sequence[int]
+    stop_token_ids: frozenset[int] = frozenset()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    generator: torch.Generator | None = None
+
+
+@dataclass(slots=True)
+class Sampled:
+    """One token for each row (BROKEN for a row that has none) and the log-probabilities of rows that asked."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]
+
+
+def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
+    """Choose a token for each row of `logits` [S, V], which is not changed."""
+    token_ids = choose(logits, rows).tolist()
+    logprobs: list[TokenLogprobs | None] = [None] * len(rows)
+    asked = [i for i, row in enumerate(rows) if row.params.logprobs is not None and token_ids[i] != BROKEN]
+    if asked:
+        counts = [rows[i].params.logprobs or 0 for i in asked]
+        found = _logprobs(logits[_index(asked, logits)], [token_ids[i] for i in asked], counts)
+        for i, entry in zip(asked, found, strict=True):
+            logprobs[i] = entry
+    return Sampled(token_ids, logprobs)
+
+
+def choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """The tokens of `sample` as a tensor [S] on the device of `logits`, without waiting for the device."""
+    assert logits.dim() == 2 and logits.shape[0] == len(rows), "one row of logits for each sequence"
+    drawn = [i for i, row in enumerate(rows) if is_random(row.params)]
+    processed = any(_has_processors(row) for row in rows)
+    work = logits.float() if processed or drawn else logits  # [S, V]
+    if processed:
+        work = work.clone() if work is logits else work
+        _process(work, rows)
+    tokens = _argmax(work)  # [S]
+    for group in _by_truncation(drawn, rows):
+        index = _index(group, logits)
+        found = _draw(work[index], [rows[i] for i in group])  # [R]
+        tokens[index] = torch.where(tokens[index] == BROKEN, BROKEN, found)
+    return tokens
+
+
+def prompt_logprobs(logits: Tensor, next_ids: Sequence[int], top: int) -> list[TokenLogprobs]:
+    """For each row of `logits` [n, V] the log-probability of the token that follows, and of the `top` likeliest."""
+    assert logits.shape[0] == len(next_ids), "one following token for each row of logits"
+    step = max(1, LOGPROBS_CHUNK_ELEMENTS // max(1, logits.shape[1]))
+    found: list[TokenLogprobs] = []
+    for start in range(0, len(next_ids), step):
+        ids = list(next_ids[start : start + step])
+        found += _logprobs(logits[start : start + step], ids, [top] * len(ids))
+    return found
+
+
+def is_random(params: SamplingParams) -> bool:
+    """Whether a token is drawn; else it is the likeliest, the lowest id of equals (top_k 1 included)."""
+    return params.temperature >= MIN_TEMPERATURE and params.top_k != 1
+
+
+def make_generator(params: SamplingParams, engine_seed: int, request_number: int, index: int) -> torch.Generator | None:
+    """The generator of completion `index`; None if nothing is drawn.
+
+    With params.seed the same whenever and beside whatever it runs; else from the engine's seed and the request's number.
+    """
+    if not is_random(params):
+        return None
+    origin = f"request {params.seed}" if params.seed is not None else f"engine {engine_seed} {request_number}"
+    digest = hashlib.blake2b(f"{origin} {index}".encode(), digest_size=8).digest()
+    generator = torch.Generator(device="cpu")
+    generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+    return generator
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """Likeliest token of each row of `logits` [R, V]; BROKEN where the largest is not finite."""
+    tokens = logits.argmax(dim=-1)
+    best = logits.gather(-1, tokens[:, None])[:, 0]
+    return torch.where(torch.isfinite(best), tokens, BROKEN)
+
+
+# --- changes to the logits ---------------------------------------------------------------------------------------------
+
+
+def _has_processors(row: SamplingRow) -> bool:
+    params = row.params
+    return bool(
+        params.allowed_token_ids
+        or row.bad_words
+        or params.logit_bias
+        or _banned_until_min_tokens(row)
+        or params.repetition_penalty != 1.0
+        or params.frequency_penalty
+        or params.presence_penalty
+    )
+
+
+def _process(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
+    """Apply the processors of every row to `logits` [S, V] in place."""
+    vocab = logits.shape[1]
+    for number, row in enumerate(rows):
+        if row.params.allowed_token_ids:
+            _allow_only(logits[number], row.params.allowed_token_ids)
+    bans = _Entries(logits)
+    for number, row in enumerate(rows):
+        bans.add(number, list(_banned_words(row)))
+    bans.write(lambda values, _: torch.full_like(values, -torch.inf))
+    bias = _Entries(logits)
+    for number, row in enumerate(rows):
+        if row.params.logit_bias:
+            bias.add(number, list(row.params.logit_bias), list(row.params.logit_bias.values()))
+    bias.write(torch.add)
+    stops = _Entries(logits)
+    for number, row in enumerate(rows):
+        stops.add(number, sorted(_banned_until_min_tokens(row)))
+    stops.write(lambda values, _: torch.full_like(values, -torch.inf))
+    _penalize(logits, rows, vocab)
+
+
+def _penalize(logits: Tensor, rows: Sequence[SamplingRow], vocab: int) -> None:
+    repeated, counted = _Entries(logits), _Entries(logits)
+    for number, row in enumerate(rows):
+        params = row.params
+        if params.repetition_penalty != 1.0:
+            ids, _ = _count([row.prompt_token_ids, row.output_token_ids], vocab)
+            repeated.add(number, ids, [params.repetition_penalty] * len(ids))
+        if params.frequency_penalty or params.presence_penalty:
+            ids, counts = _count([row.output_token_ids], vocab)
+            costs = [params.frequency_penalty * count + params.presence_penalty for count in counts]
+            counted.add(number, ids, costs)
+    repeated.write(lambda values, penalty: torch.where(values > 0, values / penalty, values * penalty))
+    counted.write(torch.sub)
+
+
+class _Entries:
+    """Some entries of a matrix [S, V], each at most once, to be read, changed and written back together."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self._logits = logits
+        self._rows: list[int] = []
+        self._ids: list[int] = []
+        self._values: list[float] = []
+
+    def add(self, row: int, ids: Sequence[int], values: Sequence[float] | None = None) -> None:
+        vocab = self._logits.shape[1]
+        for token_id, value in zip(ids, values or [0.0] * len(ids), strict=True):
+            if 0 <= token_id < vocab:
+                self._rows.append(row)
+                self._ids.append(token_id)
+                self._values.append(value)
+
+    def write(self, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        if not self._rows:
+            return
+        place = (_index(self._rows, self._logits), _index(self._ids, self._logits))
+        values = torch.tensor(self._values, dtype=torch.float32).to(self._logits.device)
+        self._logits[place] = change(self._logits[place], values)
+
+
+def _allow_only(logits: Tensor, allowed: Sequence[int]) -> None:
+    """Ban all but some tokens of one row [V], in place."""
+    ids = _index([token_id for token_id in allowed if token_id < logits.shape[0]], logits)
+    kept = logits[ids]
+    logits.fill_(-torch.inf)
+    logits[ids] = kept
+
+
+def _banned_words(row: SamplingRow) -> Iterator[int]:
+    """Ids that would complete a bad word."""
+    for word in set(row.bad_words):
+        if word and len(word) <= len(row.output_token_ids) + 1:
+            start = len(row.output_token_ids) - (len(word) - 1)
+            if tuple(row.output_token_ids[start:]) == word[:-1]:
+                yield word[-1]
+
+
+def _banned_until_min_tokens(row: SamplingRow) -> frozenset[int]:
+    return row.stop_token_ids if len(row.output_token_ids) < row.params.min_tokens else frozenset()
+
+
+def _count(texts: Sequence[Sequence[int]], vocab: int) -> tuple[list[int], list[int]]:
+    """The different ids in `texts` and how often each occurs."""
+    ids = np.concatenate([np.asarray(text, dtype=np.int64) for text in texts])
+    unique, counts = np.unique(ids[(ids >= 0) & (ids < vocab)], return_counts=True)
+    return unique.tolist(), counts.tolist()
+
+
+# --- drawing -----------------------------------------------------------------------------------------------------------
+
+
+def _by_truncation(drawn: Sequence[int], rows: Sequence[SamplingRow]) -> Iterator[list[int]]:
+    """Rows to draw for, in groups that are drawn alike. A row's group follows from its own parameters."""
+    for truncated in (False, True):
+        group = [i for i in drawn if _is_truncated(rows[i].params) == truncated]
+        if group:
+            yield group
+
+
+def _is_truncated(params: SamplingParams) -> bool:
+    return params.top_p < 1.0 or params.top_k > 0
+
+
+def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Draw a token for each row of `logits` [R, V]; all rows are truncated or none is. Garbage for broken rows."""
+    vocab = logits.shape[1]
+    order: Tensor | None = None
+    if _is_truncated(rows[0].params):
+        logits, order = logits.sort(dim=-1, descending=True, stable=True)  # [R, V]
+    best = logits[:, :1] if order is not None else logits.amax(dim=-1, keepdim=True)  # [R, 1]
+    relative = (logits - best) / _column([row.params.temperature for row in rows], torch.float32, logits)
+    weights = relative.exp().nan_to_num_(0.0)  # [R, V], 1 for the likeliest
+    weights[weights < _column([row.params.min_p for row in rows], torch.float32, logits)] = 0.0
+    if order is not None:
+        top_k = [min(row.params.top_k, vocab) if row.params.top_k > 0 else vocab for row in rows]
+        kth = logits.gather(1, _column(top_k, torch.int64, logits) - 1)  # [R, 1]
+        weights[logits < kth] = 0.0
+    mass = (weights.double() * _WEIGHT_SCALE).round_().long()  # [R, V]
+    running = mass.cumsum(dim=-1)  # exact
+    total = running[:, -1:]  # [R, 1]
+    if order is not None:
+        # A token stays if those before it do not reach top_p; so the total is the sum up to the last that stays.
+        limit = total.double() * _column([row.params.top_p for row in rows], torch.float64, logits)
+        stays = (running - mass).double() < limit
+        total = torch.where(stays, running, 0).amax(dim=-1, keepdim=True)
+    uniform = _column([_uniform(row) for row in rows], torch.float64, logits)
+    target = torch.minimum((total.double() * uniform).long(), total - 1)
+    place = torch.searchsorted(running, target, right=True).clamp_(0, vocab - 1)  # [R, 1]
+    return (place if order is None else order.gather(1, place))[:, 0]
+
+
+def _uniform(row: SamplingRow) -> float:
+    assert row.generator is not None, "a row with a temperature needs a generator"
+    return torch.rand((), dtype=torch.float64, generator=row.generator).item()
+
+
+# --- log-probabilities -------------------------------------------------------------------------------------------------
+
+
+def _logprobs(logits: Tensor, token_ids: Sequence[int], counts: Sequence[int]) -> list[TokenLogprobs]:
+    """For each row of `logits` [R, V]: its token with its rank, and the likeliest `counts[row]`. Equals share a rank."""
+    logprobs = logits.float().log_softmax(dim=-1)  # [R, V]
+    vocab = logprobs.shape[1]
+    ids = torch.tensor([min(max(token_id, 0), vocab - 1) for token_id in token_ids]).to(logits.device)
+    chosen = logprobs.gather(1, ids[:, None])  # [R, 1]
+    ranks = (logprobs > chosen).sum(dim=-1, keepdim=True) + 1  # [R, 1]
+    values, best = logprobs.topk(min(max(counts, default=0), vocab), dim=-1)  # [R, top]
+    figures = torch.cat([chosen, values], dim=1).tolist()
+    places = torch.cat([ranks, best], dim=1).tolist()
+    return [
+        _entry(token_id, figures[i], places[i], count) for i, (token_id, count) in enumerate(zip(token_ids, counts))
+    ]
+
+
+def _entry(token_id: int, figures: Sequence[float], places: Sequence[int], count: int) -> TokenLogprobs:
+    """Put together one row's entry: the token itself first, then the likeliest in order."""
+    entry = {token_id: Logprob(figures[0], places[0])}
+    rank = 1
+    for position, (logprob, other) in enumerate(zip(figures[1 : count + 1], places[1 : count + 1]), 1):
+        rank = rank if position > 1 and logprob == figures[position - 1] else position
+        entry.setdefault(other, Logprob(logprob, rank))
+    return entry
+
+
+def _index(numbers: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64).to(like.device)
+
+
+def _column(numbers: Sequence[float], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """[R, 1] on the device of `like`."""
+    return torch.tensor(numbers, dtype=dtype)[:, None].to(like.device)

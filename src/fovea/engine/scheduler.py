@@ -1,0 +1,249 @@
+"""What runs next: chunks of sequences and pictures to encode, under budgets of tokens, KV blocks and patches.
+
+Pure Python, no tensors. Running sequences go first in order of arrival, then waiting ones. When blocks run out the
+youngest running sequence is preempted: it gives its blocks back and is computed again later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from fovea.core.types import MediaItem
+from fovea.engine.blocks import BlockPool
+from fovea.engine.encoder_cache import EncoderCache
+from fovea.engine.sequence import Sequence
+from fovea.families.spec import RopeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_num_batched_patches: int
+    block_size: int
+    embedding_bytes: int  # of one row of picture embeddings
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens [start, end) of a sequence run in this step; `samples` when they are its last ones."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.end - self.start
+
+    @property
+    def samples(self) -> bool:
+        return self.end == self.sequence.num_tokens
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """Chunks of one token (decode) come first, as AttentionBatch wants them."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    encode: list[MediaItem] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class SchedulerStats:
+    num_preemptions: int = 0
+    num_regime_changes: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+
+
+class Scheduler:
+    def __init__(self, budgets: Budgets, pool: BlockPool, encoder_cache: EncoderCache[Any], rope: RopeSpec) -> None:
+        self.budgets = budgets
+        self.pool = pool
+        self.encoder_cache = encoder_cache
+        self.stats = SchedulerStats()
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._rope = rope
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def plan(self) -> StepPlan:
+        """Decide one step. Blocks and embeddings of everything in the plan are secured."""
+        plan = StepPlan()
+        tokens_left = self.budgets.max_num_batched_tokens
+        patches = _PatchBudget(self.budgets.max_num_batched_patches)
+        preempted_before = self.stats.num_preemptions
+        for sequence in list(self.running):
+            if tokens_left and sequence.is_running:
+                tokens_left -= self._plan_running(sequence, tokens_left, patches, plan)
+        blocks_ran_out = self.stats.num_preemptions > preempted_before
+        while self.waiting and tokens_left and not blocks_ran_out and len(self.running) < self.budgets.max_num_seqs:
+            planned = self._plan_waiting(self.waiting[0], tokens_left, patches, plan)
+            if not planned:
+                break
+            tokens_left -= planned
+        self._settle_plan(plan)
+        return plan
+
+    def finish(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and give back all it owns."""
+        (self.running if sequence.is_running else self.waiting).remove(sequence)
+        sequence.is_running = False
+        self._give_back(sequence)
+
+    def settle(self, chunk: Chunk) -> None:
+        """A chunk has run: its full blocks can be found by others, embeddings it consumed are let go."""
+        sequence = chunk.sequence
+        before, sequence.num_computed = sequence.num_computed, chunk.end
+        size = self.budgets.block_size
+        hashes = sequence.full_block_hashes(size)
+        for i in range(before // size, chunk.end // size):
+            self.pool.publish(sequence.blocks[i], hashes[i])
+        self._release_media(sequence, chunk.end)
+
+    def check_idle(self) -> None:
+        assert not self.has_work()
+        self.pool.check()
+        self.encoder_cache.check()
+        assert self.pool.num_free == self.pool.num_blocks, "an idle engine owns KV blocks"
+
+    def _settle_plan(self, plan: StepPlan) -> None:
+        plan.chunks.sort(key=lambda chunk: chunk.num_tokens != 1)
+        # A sequence preempted within this plan lets go of its pictures: some may have been evicted again since.
+        still_reserved = {item.key: item for item in plan.encode if item.key in self.encoder_cache}
+        plan.encode = list(still_reserved.values())
+
+    def _plan_running(self, sequence: Sequence, tokens_left: int, patches: _PatchBudget, plan: StepPlan) -> int:
+        self._follow_regime(sequence)
+        end = min(sequence.num_tokens, sequence.num_computed + tokens_left)
+        end = self._secure_media(sequence, end, patches, plan)
+        if end == sequence.num_computed:
+            return 0
+        while not self._secure_blocks(sequence, end):
+            victim = self.running[-1]
+            self._preempt(victim, plan)
+            if victim is sequence:
+                return 0
+        return self._add_chunk(sequence, end, plan)
+
+    def _plan_waiting(self, sequence: Sequence, tokens_left: int, patches: _PatchBudget, plan: StepPlan) -> int:
+        self._follow_regime(sequence)
+        cached = self._cached_blocks(sequence)
+        needed = self._num_blocks(sequence.num_tokens) - len(cached)
+        if needed > self.pool.num_free - self.pool.num_idle(cached):
+            return 0
+        self.pool.share(cached)
+        sequence.blocks = cached
+        sequence.num_computed = len(cached) * self.budgets.block_size
+        end = min(sequence.num_tokens, sequence.num_computed + tokens_left)
+        end = self._secure_media(sequence, end, patches, plan)
+        if end == sequence.num_computed or not self._secure_blocks(sequence, end):
+            self._give_back(sequence)
+            return 0
+        self._admit(sequence)
+        return self._add_chunk(sequence, end, plan)
+
+    def _admit(self, sequence: Sequence) -> None:
+        self.waiting.popleft()
+        self.running.append(sequence)
+        sequence.is_running = True
+        if sequence.clock.scheduled is None:
+            sequence.clock.scheduled = time.perf_counter()
+            sequence.num_cached_tokens = sequence.num_computed
+            self.stats.num_prompt_tokens += sequence.num_prompt_tokens
+            self.stats.num_cached_tokens += sequence.num_computed
+
+    def _add_chunk(self, sequence: Sequence, end: int, plan: StepPlan) -> int:
+        chunk = Chunk(sequence, sequence.num_computed, end)
+        plan.chunks.append(chunk)
+        return chunk.num_tokens
+
+    def _cached_blocks(self, sequence: Sequence) -> list[int]:
+        """Blocks already computed for this beginning; at least the last token is left to compute."""
+        if sequence.wants_prompt_logprobs:
+            return []
+        size = self.budgets.block_size
+        return self.pool.find(sequence.full_block_hashes(size)[: (sequence.num_tokens - 1) // size])
+
+    def _secure_blocks(self, sequence: Sequence, end: int) -> bool:
+        taken = self.pool.take(self._num_blocks(end) - len(sequence.blocks))
+        if taken is None:
+            return False
+        sequence.blocks.extend(taken)
+        return True
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.budgets.block_size)
+
+    def _preempt(self, sequence: Sequence, plan: StepPlan) -> None:
+        self.stats.num_preemptions += 1
+        sequence.num_preemptions += 1
+        plan.chunks[:] = [chunk for chunk in plan.chunks if chunk.sequence is not sequence]
+        self.running.remove(sequence)
+        sequence.is_running = False
+        self._give_back(sequence)
+        self.waiting.appendleft(sequence)
+
+    def _follow_regime(self, sequence: Sequence) -> None:
+        """A sequence that outgrew its rotary regime is computed anew in the next one, as the published code does."""
+        regime = self._rope.regime(sequence.num_tokens)
+        if regime == sequence.regime:
+            return
+        if sequence.num_computed:
+            self.stats.num_regime_changes += 1
+        self._give_back(sequence)
+        sequence.change_regime(regime)
+
+    def _secure_media(self, sequence: Sequence, end: int, patches: _PatchBudget, plan: StepPlan) -> int:
+        """Hold or plan the embeddings that [num_computed, end) needs; returns a smaller end where one must wait."""
+        for i, (span, item) in enumerate(zip(sequence.request.spans, sequence.request.media, strict=True)):
+            if span.end <= sequence.num_computed or item.embeds is not None or i in sequence.held_media:
+                continue
+            if span.start >= end:
+                break
+            if item.key not in self.encoder_cache:
+                size_bytes = item.num_tokens * self.budgets.embedding_bytes
+                if not patches.allows(item.num_patches) or not self.encoder_cache.reserve(item.key, size_bytes):
+                    return max(span.start, sequence.num_computed)
+                patches.spend(item.num_patches)
+                plan.encode.append(item)
+                sequence.media_hits[i] = False
+                self.encoder_cache.num_misses += 1
+            else:
+                self.encoder_cache.num_hits += 1
+            self.encoder_cache.hold(item.key)
+            sequence.held_media.add(i)
+        return end
+
+    def _give_back(self, sequence: Sequence) -> None:
+        """All blocks and embeddings of a sequence; what it computed is forgotten."""
+        self._release_media(sequence, sequence.num_tokens)
+        self.pool.release(sequence.restart())
+
+    def _release_media(self, sequence: Sequence, computed: int) -> None:
+        for i in [i for i in sequence.held_media if sequence.request.spans[i].end <= computed]:
+            self.encoder_cache.release(sequence.request.media[i].key)
+            sequence.held_media.discard(i)
+
+
+class _PatchBudget:
+    """Patches left in this step; one picture larger than the whole budget is let through alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._spent = 0
+
+    def allows(self, num_patches: int) -> bool:
+        return self._spent == 0 or self._spent + num_patches <= self._limit
+
+    def spend(self, num_patches: int) -> None:
+        self._spent += num_patches

@@ -1,0 +1,131 @@
+"""The state of one completion while it is in the engine. Pure Python; it never leaves this package."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fovea.core.types import EngineRequest, EngineTimings, TokenLogprobs
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+
+@dataclass(slots=True)
+class Clock:
+    """Times of one sequence in seconds of time.perf_counter."""
+
+    added: float = field(default_factory=time.perf_counter)
+    scheduled: float | None = None
+    first_token: float | None = None
+    encode_s: float = 0.0
+
+    def timings(self, num_preemptions: int) -> EngineTimings:
+        now = time.perf_counter()
+        scheduled = self.scheduled if self.scheduled is not None else now
+        first = self.first_token if self.first_token is not None else now
+        return EngineTimings(
+            queue_s=scheduled - self.added,
+            encode_s=self.encode_s,
+            prefill_s=max(0.0, first - scheduled - self.encode_s),
+            first_token_s=first - self.added,
+            decode_s=now - first,
+            num_preemptions=num_preemptions,
+        )
+
+
+class Sequence:
+    """One completion of a request: its tokens, and how far their keys and values are computed.
+
+    Ownership of its tokens' keys and values, with c = num_computed and b = block_size:
+
+        [0, c)                      computed, in `blocks`
+        [c, len(token_ids))         not computed yet; blocks for a planned chunk are taken before it runs
+        blocks[: c // b]            full; published under `hashes` and possibly shared with other sequences
+        blocks[c // b :]            this sequence's alone
+    """
+
+    def __init__(self, request: EngineRequest, index: int, generator: torch.Generator | None) -> None:
+        self.request = request
+        self.index = index
+        self.generator = generator
+        self.token_ids: list[int] = list(request.token_ids)
+        self.num_prompt_tokens = len(request.token_ids)
+        self.num_computed = 0
+        self.num_cached_tokens = 0
+        self.regime = 0
+        self.is_running = False
+        self.blocks: list[int] = []
+        self.hashes: list[bytes] = []
+        self.held_media: set[int] = set()
+        self.media_hits: list[bool] = [True] * len(request.media)
+        self.prompt_logprobs: list[TokenLogprobs | None] = [None]
+        self.num_preemptions = 0
+        self.clock = Clock()
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def generated(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self.request.params.prompt_logprobs is not None and self.index == 0
+
+    def positions(self, start: int, end: int) -> NDArray[np.int32]:
+        """Rotary positions of tokens [start, end): [rows, end - start]; one row when all rows are equal by nature."""
+        prompt, delta = self.request.positions, self.request.position_delta
+        if prompt is None:
+            return np.arange(start, end, dtype=np.int32)[None]
+        inside = prompt[:, start : min(end, self.num_prompt_tokens)]
+        after = np.arange(max(start, self.num_prompt_tokens), end, dtype=np.int32) + np.int32(delta)
+        return np.concatenate((inside, np.broadcast_to(after, (len(prompt), len(after)))), axis=1)
+
+    def full_block_hashes(self, block_size: int) -> list[bytes]:
+        """A chained hash for each full block of tokens, extended as tokens arrive.
+
+        It covers everything a block's keys depend on: all tokens up to its end, the identity and offset of every picture
+        in it, the rotary regime and the tenant's salt.
+        """
+        while (len(self.hashes) + 1) * block_size <= self.num_tokens:
+            start = len(self.hashes) * block_size
+            self.hashes.append(self._hash_block(start, start + block_size))
+        return self.hashes
+
+    def _hash_block(self, start: int, end: int) -> bytes:
+        parent = self.hashes[-1] if self.hashes else self._root_hash()
+        digest = hashlib.sha256(parent)
+        digest.update(np.asarray(self.token_ids[start:end], np.int64).tobytes())
+        for span, item in zip(self.request.spans, self.request.media, strict=True):
+            if span.start < end and start < span.end:
+                digest.update(item.key + (start - span.start).to_bytes(8, "little", signed=True))
+        return digest.digest()
+
+    def _root_hash(self) -> bytes:
+        salt = self.request.salt
+        return hashlib.sha256(b"fovea.kv.1" + bytes([self.regime]) + len(salt).to_bytes(8, "little") + salt).digest()
+
+    def restart(self) -> list[int]:
+        """Forget everything computed (preemption, change of regime). Returns the blocks to give back."""
+        blocks, self.blocks = self.blocks, []
+        self.num_computed = 0
+        self.prompt_logprobs = [None]
+        return blocks
+
+    def change_regime(self, regime: int) -> None:
+        """Rotary frequencies differ from now on: no block hash of before holds. Nothing may be computed yet."""
+        assert not self.blocks
+        self.regime = regime
+        self.hashes = []

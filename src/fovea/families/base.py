@@ -1,0 +1,133 @@
+"""What a model family says about itself: how pictures become tokens, which modules run, where weights go.
+
+One file for each family subclasses `Family`. Everything here is integers, strings and arithmetic; neither torch nor
+pixels appear, so the front of a server can plan a request without an engine.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fovea.core.errors import EmbeddingsError, InvalidOptionError, UnsupportedModelError, nearest
+from fovea.core.types import ImagePlan, MediaSpan
+from fovea.families.config_reader import Section, read_json
+from fovea.families.spec import ModelSpec, WeightMap
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The small JSON files of a model folder."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    preprocessor: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelFiles:
+        return cls(
+            folder=folder,
+            config=read_json(folder, "config.json", required=True),
+            generation=read_json(folder, "generation_config.json"),
+            preprocessor=read_json(folder, "preprocessor_config.json"),
+        )
+
+
+class Family(ABC):
+    """One model family, configured from one model folder. Immutable after construction."""
+
+    architectures: ClassVar[tuple[str, ...]]
+    version: ClassVar[int] = 1  # raise when pixels or layout change: it is part of every cache key
+    placeholder: ClassVar[str]  # the token that stands for a picture in token ids
+    image_tag: ClassVar[re.Pattern[str] | None] = None  # numbered tags in the text, where these are no tokens
+    processor_options: ClassVar[frozenset[str]] = frozenset()
+
+    spec: ModelSpec
+
+    def __init__(self, files: ModelFiles) -> None:
+        self.files = files
+        self.config = Section(files.config, "config.json")
+        self.preprocessor = Section(files.preprocessor, "preprocessor_config.json")
+        self.spec = self.read_spec()
+
+    @property
+    def name(self) -> str:
+        return self.architectures[0]
+
+    @abstractmethod
+    def read_spec(self) -> ModelSpec:
+        """Read the config. Raises ModelError for what is missing, UnsupportedModelError for what is not implemented."""
+
+    @abstractmethod
+    def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:
+        """What happens to an upright picture of this size. Raises MediaLimitError if it cannot be shown to the model."""
+
+    @abstractmethod
+    def weight_map(self) -> WeightMap:
+        """Every tensor of a published checkpoint and where it goes."""
+
+    def triple(self, key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
+        """A value for each colour from the preprocessor config."""
+        values = self.preprocessor.floats(key) if key in self.preprocessor else default
+        if len(values) != 3:
+            raise UnsupportedModelError(f"preprocessor_config.json: {key!r} must hold three numbers.")
+        return (values[0], values[1], values[2])
+
+    def dtype(self, default: str) -> str:
+        """The checkpoint's element type by name; newer configs say "dtype", older ones "torch_dtype"."""
+        return str(self.files.config.get("dtype") or self.files.config.get("torch_dtype") or default)
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Processor options as validated integers. Raises InvalidOptionError for unknown names or bad values."""
+        for name, value in options.items():
+            if name not in self.processor_options:
+                known = ", ".join(sorted(self.processor_options)) or "none"
+                hint = nearest(name, self.processor_options)
+                raise InvalidOptionError(f"mm_processor_kwargs has {name!r}; {self.name} takes: {known}.{hint}")
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidOptionError(
+                    f"mm_processor_kwargs[{name!r}] is {value!r}; permitted: a whole number from 1."
+                )
+        return dict(options)
+
+    def image_text(self, number: int) -> str:
+        """What stands for picture `number` (from 1) in the text of a chat message."""
+        return self.placeholder
+
+    def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
+        """The grid of a picture handed in as `num_rows` embeddings. Raises EmbeddingsError if they cannot be right."""
+        if grid is not None:
+            raise EmbeddingsError(f"{self.name} takes no image_grid_thw beside its embeddings.")
+        return (1, num_rows, 1)
+
+    def positions(
+        self, num_tokens: int, spans: Sequence[MediaSpan], grids: Sequence[tuple[int, int, int]]
+    ) -> tuple[NDArray[np.int32] | None, int]:
+        """Rotary positions of the prompt [rows, num_tokens] (None: 0, 1, 2, ...) and the shift of what follows it."""
+        return None, 0
+
+    def stop_tokens(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        ids: set[int] = set()
+        for source in (self.files.generation, self.files.config):
+            value = source.get("eos_token_id")
+            ids.update([value] if isinstance(value, int) else value or [])
+            if ids:
+                break
+        return frozenset(ids)
+
+    def stop_strings(self) -> tuple[str, ...]:
+        """Special tokens, by text, that end an answer besides `stop_tokens`."""
+        return ()

@@ -1,0 +1,77 @@
+"""Typed reading of a model folder's JSON files: what is required, what has a default, what must have one value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from fovea.core.errors import ModelError, UnsupportedModelError
+
+T = TypeVar("T")
+_REQUIRED: Any = object()
+
+
+def read_json(folder: Path, name: str, *, required: bool = False) -> dict[str, Any]:
+    """The object in `folder/name`; {} if the file is absent and not required.
+
+    Raises ModelError if it is required and absent, or not a JSON object.
+    """
+    path = folder / name
+    if not path.is_file():
+        if required:
+            raise ModelError(f"{folder} has no {name}: it is not a complete model folder.")
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelError(f"{path} is not readable JSON.") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} does not hold a JSON object.")
+    return value
+
+
+class Section:
+    """A part of a config, read key by key with types checked."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self._values = values
+        self._where = where
+
+    def __contains__(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    @overload
+    def get(self, kind: type[T], key: str) -> T: ...
+    @overload
+    def get(self, kind: type[T], key: str, default: T) -> T: ...
+
+    def get(self, kind: type[T], key: str, default: T = _REQUIRED) -> T:
+        """The value of `key`. A missing or null key gives the default, or an error that names it."""
+        value = self._values.get(key)
+        if value is None:
+            if default is _REQUIRED:
+                raise ModelError(f"{self._where} lacks {key!r}.")
+            return default
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ModelError(f"{self._where}: {key!r} is {value!r}, expected {kind.__name__}.")
+        return value
+
+    def section(self, key: str) -> Section:
+        return Section(self.get(dict, key, {}), f"{self._where}.{key}")
+
+    def expect(self, key: str, *permitted: Any, default: Any = None) -> None:
+        """Refuse the model if `key` is there with a value this code does not implement."""
+        value = self._values.get(key, default)
+        if value is not None and value not in permitted:
+            choices = ", ".join(map(repr, permitted))
+            raise UnsupportedModelError(f"{self._where}: {key!r} is {value!r}; supported: {choices}.")
+
+    def floats(self, key: str) -> tuple[float, ...]:
+        values = self.get(list, key)
+        if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
+            raise ModelError(f"{self._where}: {key!r} must be a list of numbers.")
+        return tuple(float(v) for v in values)

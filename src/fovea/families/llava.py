@@ -1,0 +1,120 @@
+"""LLaVA-1.5: CLIP at one fixed size, a two-layer projector, Llama (arXiv:2310.03744)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fovea.core.errors import EmbeddingsError, UnsupportedModelError
+from fovea.core.types import Box, ImagePlan
+from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
+from fovea.families.parts import (
+    clip_tower,
+    clip_unused,
+    clip_weights,
+    decoder_weights,
+    llama_decoder,
+    plain_rope,
+    same_names,
+)
+from fovea.families.spec import ModelSpec, ProjectorSpec, WeightMap
+
+
+class Llava(Family):
+    architectures = ("LlavaForConditionalGeneration",)
+    placeholder = "<image>"
+
+    def read_spec(self) -> ModelSpec:
+        self.config.expect("projector_hidden_act", "gelu")
+        self.config.expect("vision_feature_select_strategy", "default")
+        text, vision = self.config.section("text_config"), self.config.section("vision_config")
+        text.expect("model_type", "llama")
+        vision.expect("model_type", "clip_vision_model")
+        vision.expect("hidden_act", "quick_gelu")
+        text.expect("rope_scaling")
+        tied = self.config.get(bool, "tie_word_embeddings", False)
+        decoder = llama_decoder(text, plain_rope(_rope_theta(text)), qkv_bias=False, tied_head=tied)
+        self._total_layers = vision.get(int, "num_hidden_layers", 24)
+        layer = self.config.get(int, "vision_feature_layer", -2)
+        tower = clip_tower(
+            width=vision.get(int, "hidden_size", 1024),
+            num_layers=layer % (self._total_layers + 1),
+            num_heads=vision.get(int, "num_attention_heads", 16),
+            mlp_width=vision.get(int, "intermediate_size", 4096),
+            patch_px=vision.get(int, "patch_size", 14),
+            image_px=vision.get(int, "image_size", 336),
+            eps=vision.get(float, "layer_norm_eps", 1e-5),
+        )
+        return ModelSpec(
+            decoder=decoder,
+            tower=tower,
+            projector=ProjectorSpec(merge=1, mid_width=decoder.hidden_size, out_width=decoder.hidden_size),
+            encoder="fixed",
+            image_mean=self.triple("image_mean", CLIP_MEAN),
+            image_std=self.triple("image_std", CLIP_STD),
+            dtype=self.dtype("float16"),
+            tile_px=self._image_px(vision.get(int, "image_size", 336)),
+        )
+
+    def _image_px(self, tower_px: int) -> int:
+        """The side of the square crop; it must be what the tower's position table was made for."""
+        crop = self.files.preprocessor.get("crop_size") or tower_px
+        sides = {crop} if isinstance(crop, int) else {crop.get("height"), crop.get("width")}
+        if sides != {tower_px}:
+            raise UnsupportedModelError(
+                f"preprocessor_config.json: 'crop_size' is {crop!r}, the tower takes {tower_px}."
+            )
+        return tower_px
+
+    def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:
+        """Shortest edge to the tower's size, bicubic, then the middle square, as CLIPImageProcessor does."""
+        tile = self.spec.tile_px
+        short, long = sorted((width_px, height_px))
+        scaled = int(tile * long / short)
+        width, height = (tile, scaled) if width_px <= height_px else (scaled, tile)
+        left, top = (width - tile) // 2, (height - tile) // 2
+        side = tile // self.spec.tower.patch_px
+        return ImagePlan(
+            resize_width_px=width,
+            resize_height_px=height,
+            resample="bicubic",
+            crop=Box(left, top, left + tile, top + tile),
+            canvas_width_px=tile,
+            canvas_height_px=tile,
+            grid=(1, side, side),
+            num_patches=side * side,
+            num_tokens=side * side,
+        )
+
+    def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
+        super().embeds_grid(num_rows, grid)
+        side = self.spec.tile_px // self.spec.tower.patch_px
+        if num_rows != side * side:
+            raise EmbeddingsError(f"Image embeddings have {num_rows} rows; {self.name} takes {side * side}.")
+        return (1, side, side)
+
+    def image_text(self, number: int) -> str:
+        return f"{self.placeholder}\n"
+
+    def weight_map(self) -> WeightMap:
+        clip = "vision_tower.vision_model."
+        slots = decoder_weights("language_model.model.", "language_model.lm_head", self.spec.decoder, fused=False)
+        slots |= clip_weights(clip, self.spec.tower)
+        slots |= same_names("multi_modal_projector.linear_1", "encoder.projector.first")
+        slots |= same_names("multi_modal_projector.linear_2", "encoder.projector.second")
+        return WeightMap(
+            slots,
+            ignored=clip_unused(clip, self.spec.tower.num_layers, self._total_layers),
+            renames=(
+                ("model.language_model.", "language_model.model."),
+                ("lm_head.", "language_model.lm_head."),
+                ("model.multi_modal_projector.", "multi_modal_projector."),
+                ("model.vision_tower.", "vision_tower."),
+            ),
+        )
+
+
+def _rope_theta(text: Any) -> float:
+    parameters = text.section("rope_parameters")
+    parameters.expect("rope_type", "default")
+    return float(text.get(float, "rope_theta", parameters.get(float, "rope_theta", 10000.0)))

@@ -1,0 +1,153 @@
+"""Pieces that several families share: specs and weight names of the modules they have in common, M-RoPE positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fovea.core.types import MediaSpan
+from fovea.families.config_reader import Section
+from fovea.families.spec import DecoderSpec, RopeRegime, RopeSpec, TowerSpec, WeightSlot
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def plain_rope(theta: float, sections: tuple[int, ...] | None = None) -> RopeSpec:
+    return RopeSpec(regimes=(RopeRegime(theta),), sections=sections)
+
+
+def llama_decoder(text: Section, rope: RopeSpec, *, qkv_bias: bool, tied_head: bool) -> DecoderSpec:
+    """A Llama-shaped decoder from the usual keys; defaults are LlamaConfig's, which published configs rely on."""
+    text.expect("hidden_act", "silu")
+    hidden_size, num_heads = text.get(int, "hidden_size", 4096), text.get(int, "num_attention_heads", 32)
+    return DecoderSpec(
+        vocab_size=text.get(int, "vocab_size", 32000),
+        hidden_size=hidden_size,
+        intermediate_size=text.get(int, "intermediate_size", 11008),
+        num_layers=text.get(int, "num_hidden_layers", 32),
+        num_heads=num_heads,
+        num_kv_heads=text.get(int, "num_key_value_heads", num_heads),
+        head_dim=text.get(int, "head_dim", hidden_size // num_heads),
+        norm_eps=text.get(float, "rms_norm_eps", 1e-6),
+        rope=rope,
+        qkv_bias=qkv_bias,
+        tied_head=tied_head,
+        max_positions=text.get(int, "max_position_embeddings", 2048),
+    )
+
+
+def clip_tower(
+    *, width: int, num_layers: int, num_heads: int, mlp_width: int, patch_px: int, image_px: int, eps: float
+) -> TowerSpec:
+    """CLIP's vision transformer (arXiv:2103.00020) as transformers' CLIPVisionModel has it."""
+    return TowerSpec(
+        num_layers=num_layers,
+        width=width,
+        num_heads=num_heads,
+        mlp_width=mlp_width,
+        activation="quick_gelu",
+        norm_eps=eps,
+        patch_px=patch_px,
+        class_token=True,
+        pre_norm=True,
+        num_positions=(image_px // patch_px) ** 2 + 1,
+    )
+
+
+def decoder_weights(prefix: str, head: str, spec: DecoderSpec, *, fused: bool) -> dict[str, WeightSlot]:
+    """Names below `prefix` ("model."); `fused` when the checkpoint itself joins qkv and gate_up."""
+    slots = {f"{prefix}embed_tokens.weight": WeightSlot("decoder.embed.weight")}
+    slots[f"{prefix}norm.weight"] = WeightSlot("decoder.norm.weight")
+    if not spec.tied_head:
+        slots[f"{head}.weight"] = WeightSlot("decoder.head.weight")
+    for i in range(spec.num_layers):
+        theirs, ours = f"{prefix}layers.{i}.", f"decoder.layers.{i}."
+        slots[f"{theirs}input_layernorm.weight"] = WeightSlot(f"{ours}attention_norm.weight")
+        slots[f"{theirs}post_attention_layernorm.weight"] = WeightSlot(f"{ours}mlp_norm.weight")
+        slots[f"{theirs}self_attn.o_proj.weight"] = WeightSlot(f"{ours}out.weight")
+        slots[f"{theirs}mlp.down_proj.weight"] = WeightSlot(f"{ours}down.weight")
+        if fused:
+            slots[f"{theirs}self_attn.qkv_proj.weight"] = WeightSlot(f"{ours}qkv.weight")
+            slots[f"{theirs}mlp.gate_up_proj.weight"] = WeightSlot(f"{ours}gate_up.weight")
+            continue
+        kinds = ("weight", "bias") if spec.qkv_bias else ("weight",)
+        slots |= joined(theirs + "self_attn.", ours + "qkv", qkv_rows(spec), kinds)
+        rows = {"gate_proj": spec.intermediate_size, "up_proj": spec.intermediate_size}
+        slots |= joined(theirs + "mlp.", ours + "gate_up", rows, ("weight",))
+    return slots
+
+
+def qkv_rows(spec: DecoderSpec) -> dict[str, int]:
+    kv_rows = spec.num_kv_heads * spec.head_dim
+    return {"q_proj": spec.num_heads * spec.head_dim, "k_proj": kv_rows, "v_proj": kv_rows}
+
+
+def joined(theirs: str, ours: str, rows: dict[str, int], kinds: tuple[str, ...]) -> dict[str, WeightSlot]:
+    """Several checkpoint tensors stacked into one parameter, in the order of `rows`."""
+    slots, start = {}, 0
+    for name, count in rows.items():
+        for kind in kinds:
+            slots[f"{theirs}{name}.{kind}"] = WeightSlot(f"{ours}.{kind}", start, count)
+        start += count
+    return slots
+
+
+def clip_weights(prefix: str, spec: TowerSpec) -> dict[str, WeightSlot]:
+    """Published names of a CLIP vision model below `prefix`; "pre_layrnorm" is their spelling."""
+    slots = {
+        f"{prefix}embeddings.class_embedding": WeightSlot("encoder.tower.class_token"),
+        f"{prefix}embeddings.patch_embedding.weight": WeightSlot("encoder.tower.patch.weight"),
+        f"{prefix}embeddings.position_embedding.weight": WeightSlot("encoder.tower.positions"),
+    }
+    slots |= same_names(f"{prefix}pre_layrnorm", "encoder.tower.pre_norm")
+    for i in range(spec.num_layers):
+        theirs, ours = f"{prefix}encoder.layers.{i}.", f"encoder.tower.blocks.{i}."
+        rows = {"q_proj": spec.width, "k_proj": spec.width, "v_proj": spec.width}
+        slots |= joined(theirs + "self_attn.", ours + "qkv", rows, ("weight", "bias"))
+        pairs = {"self_attn.out_proj": "out", "layer_norm1": "norm1", "layer_norm2": "norm2"}
+        for their_name, our_name in {**pairs, "mlp.fc1": "up", "mlp.fc2": "down"}.items():
+            slots |= same_names(theirs + their_name, ours + our_name)
+    return slots
+
+
+def clip_unused(prefix: str, num_layers: int, total_layers: int) -> tuple[str, ...]:
+    """CLIP tensors beyond the feature layer, and the text-free rest of its checkpoint."""
+    layers = tuple(f"{prefix}encoder.layers.{i}." for i in range(num_layers, total_layers))
+    return (*layers, f"{prefix}post_layernorm.", f"{prefix}embeddings.position_ids")
+
+
+def same_names(theirs: str, ours: str) -> dict[str, WeightSlot]:
+    return {f"{theirs}.{kind}": WeightSlot(f"{ours}.{kind}") for kind in ("weight", "bias")}
+
+
+def mrope_positions(
+    num_tokens: int, spans: Sequence[MediaSpan], grids: Sequence[tuple[int, int, int]]
+) -> tuple[NDArray[np.int32], int]:
+    """Time, height and width positions (Qwen2-VL, arXiv:2409.12191 section 2.1); `grids` in merged patches.
+
+    Text advances all three rows together; a picture's tokens spread over its grid; what follows starts one after the
+    largest position so far. Videos too: transformers 5's own function forgets the time axis there.
+    """
+    rows = np.empty((3, num_tokens), np.int32)
+    cursor, position = 0, 0
+    for span, (frames, height, width) in zip(spans, grids, strict=True):
+        text = span.start - cursor
+        rows[:, cursor : span.start] = np.arange(position, position + text)
+        position += text
+        cells = np.indices((frames, height, width)).reshape(3, -1)
+        rows[:, span.start : span.end] = cells + position
+        position += max(frames, height, width)
+        cursor = span.end
+    rows[:, cursor:] = np.arange(position, position + num_tokens - cursor)
+    position += num_tokens - cursor
+    return rows, position - num_tokens
+
+
+def longrope_scale(max_positions: int, original: int) -> float:
+    """sqrt(1 + ln(max/original) / ln(original)), LongRoPE's factor on cos and sin as in Phi-3's published code."""
+    ratio = max_positions / original
+    return 1.0 if ratio <= 1.0 else math.sqrt(1 + math.log(ratio) / math.log(original))

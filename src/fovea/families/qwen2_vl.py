@@ -1,0 +1,168 @@
+"""Qwen2-VL: pictures of any size on a grid of merged patches, 3-row positions (arXiv:2409.12191)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fovea.core.errors import EmbeddingsError, InvalidOptionError, MediaLimitError, UnsupportedModelError
+from fovea.core.types import ImagePlan, MediaSpan
+from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
+from fovea.families.config_reader import Section
+from fovea.families.parts import decoder_weights, llama_decoder, mrope_positions, plain_rope, same_names
+from fovea.families.spec import ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MAX_ASPECT = 200  # the published processor refuses more
+DEFAULT_MIN_PIXELS, DEFAULT_MAX_PIXELS = 56 * 56, 28 * 28 * 1280  # of transformers' Qwen2VLImageProcessor
+
+
+class Qwen2VL(Family):
+    architectures = ("Qwen2VLForConditionalGeneration",)
+    placeholder = "<|image_pad|>"
+    processor_options = frozenset({"min_pixels", "max_pixels"})
+
+    def read_spec(self) -> ModelSpec:
+        text = self.config.section("text_config") if "text_config" in self.config else self.config
+        text.expect("use_sliding_window", False)
+        vision = self.config.section("vision_config")
+        vision.expect("hidden_act", "quick_gelu")
+        decoder = llama_decoder(text, self._rope(text), qkv_bias=True, tied_head=self._tied(text))
+        embed_dim = vision.get(int, "embed_dim", 1280)
+        tower = TowerSpec(
+            num_layers=vision.get(int, "depth", 32),
+            width=embed_dim,
+            num_heads=vision.get(int, "num_heads", 16),
+            mlp_width=int(embed_dim * vision.get(float, "mlp_ratio", 4.0)),
+            activation="quick_gelu",
+            norm_eps=1e-6,
+            patch_px=vision.get(int, "patch_size", 14),
+            temporal_patch=vision.get(int, "temporal_patch_size", 2),
+            rope_theta=10000.0,
+        )
+        merge = vision.get(int, "spatial_merge_size", 2)
+        self._read_pixel_range()
+        return ModelSpec(
+            decoder=decoder,
+            tower=tower,
+            projector=ProjectorSpec(
+                merge=merge, mid_width=embed_dim * merge**2, out_width=decoder.hidden_size, norm=True
+            ),
+            encoder="merged_grid",
+            image_mean=self.triple("image_mean", CLIP_MEAN),
+            image_std=self.triple("image_std", CLIP_STD),
+            dtype=self.dtype("bfloat16"),
+        )
+
+    def _tied(self, text: Section) -> bool:
+        return self.config.get(bool, "tie_word_embeddings", text.get(bool, "tie_word_embeddings", False))
+
+    def _rope(self, text: Section) -> Any:
+        scaling = text.section("rope_scaling" if "rope_scaling" in text else "rope_parameters")
+        scaling.expect("type", "mrope", "default")
+        scaling.expect("rope_type", "mrope", "default")
+        sections = tuple(int(n) for n in scaling.floats("mrope_section"))
+        heads = text.get(int, "num_attention_heads")
+        head_dim = text.get(int, "head_dim", text.get(int, "hidden_size") // heads)
+        if len(sections) != 3 or sum(sections) != head_dim // 2:
+            raise UnsupportedModelError(
+                f"config.json: 'mrope_section' is {list(sections)}; it must add up to {head_dim // 2}."
+            )
+        theta = text.get(float, "rope_theta", scaling.get(float, "rope_theta", 1e6))
+        return plain_rope(theta, sections)
+
+    def _read_pixel_range(self) -> None:
+        size = self.preprocessor.section("size") if "size" in self.preprocessor else self.preprocessor
+        fallback_min = size.get(int, "shortest_edge", DEFAULT_MIN_PIXELS)
+        fallback_max = size.get(int, "longest_edge", DEFAULT_MAX_PIXELS)
+        self.min_pixels = self.preprocessor.get(int, "min_pixels", fallback_min)
+        self.max_pixels = self.preprocessor.get(int, "max_pixels", fallback_max)
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        checked = super().check_options(options)
+        cell = (self.spec.tower.patch_px * self.spec.projector.merge) ** 2
+        low, high = checked.get("min_pixels", self.min_pixels), checked.get("max_pixels", self.max_pixels)
+        if high < cell or low > high:
+            raise InvalidOptionError(
+                f"min_pixels is {low} and max_pixels {high}; permitted: min_pixels <= max_pixels, max_pixels >= {cell}."
+            )
+        return checked
+
+    def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:
+        """`smart_resize` of the published processor: multiples of the merged patch within the pixel range."""
+        if max(width_px, height_px) > MAX_ASPECT * min(width_px, height_px):
+            raise MediaLimitError(
+                f"A picture of {width_px}x{height_px} pixels is more elongated than {MAX_ASPECT}:1, "
+                f"the most that {self.name} takes. Crop it."
+            )
+        patch, merge = self.spec.tower.patch_px, self.spec.projector.merge
+        low, high = options.get("min_pixels", self.min_pixels), options.get("max_pixels", self.max_pixels)
+        width, height = smart_resize(width_px, height_px, patch * merge, low, high)
+        grid = (1, height // patch, width // patch)
+        return ImagePlan(
+            resize_width_px=width,
+            resize_height_px=height,
+            resample="bicubic",
+            canvas_width_px=width,
+            canvas_height_px=height,
+            grid=grid,
+            num_patches=grid[1] * grid[2],
+            num_tokens=grid[1] * grid[2] // merge**2,
+        )
+
+    def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
+        merge = self.spec.projector.merge
+        if grid is None:
+            raise EmbeddingsError(
+                f"{self.name} needs image_grid_thw beside image_embeds: pass a dict "
+                '{"image_embeds": ..., "image_grid_thw": ...}.'
+            )
+        if any(n < 1 for n in grid) or grid[1] % merge or grid[2] % merge:
+            raise EmbeddingsError(f"image_grid_thw is {list(grid)}; height and width must be multiples of {merge}.")
+        if grid[0] * grid[1] * grid[2] != num_rows * merge**2:
+            raise EmbeddingsError(
+                f"image_grid_thw {list(grid)} means {math.prod(grid) // merge**2} embeddings, {num_rows} were given."
+            )
+        return grid
+
+    def positions(
+        self, num_tokens: int, spans: Sequence[MediaSpan], grids: Sequence[tuple[int, int, int]]
+    ) -> tuple[NDArray[np.int32] | None, int]:
+        merge = self.spec.projector.merge
+        return mrope_positions(num_tokens, spans, [(t, h // merge, w // merge) for t, h, w in grids])
+
+    def image_text(self, number: int) -> str:
+        return "<|vision_start|><|image_pad|><|vision_end|>"
+
+    def weight_map(self) -> WeightMap:
+        slots = decoder_weights("model.", "lm_head", self.spec.decoder, fused=False)
+        slots["visual.patch_embed.proj.weight"] = WeightSlot("encoder.tower.patch.weight")
+        names = {"norm1": "norm1", "norm2": "norm2", "attn.qkv": "qkv", "attn.proj": "out"}
+        for i in range(self.spec.tower.num_layers):
+            for theirs, ours in {**names, "mlp.fc1": "up", "mlp.fc2": "down"}.items():
+                slots |= same_names(f"visual.blocks.{i}.{theirs}", f"encoder.tower.blocks.{i}.{ours}")
+        slots |= same_names("visual.merger.ln_q", "encoder.projector.norm")
+        slots |= same_names("visual.merger.mlp.0", "encoder.projector.first")
+        slots |= same_names("visual.merger.mlp.2", "encoder.projector.second")
+        ignored = ("lm_head.",) if self.spec.decoder.tied_head else ()
+        renames = (("model.language_model.", "model."), ("model.visual.", "visual."))
+        return WeightMap(slots, ignored, renames)
+
+
+def smart_resize(width_px: int, height_px: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Width and height nearest to the given as multiples of `factor` within the pixel range (halves round to even).
+
+    A side that rounds to 0 makes the area 0, so that the lower bound lifts it to at least `factor`.
+    """
+    width, height = (round(side / factor) * factor for side in (width_px, height_px))
+    if width * height > max_pixels:
+        beta = math.sqrt(width_px * height_px / max_pixels)
+        width, height = (max(factor, math.floor(s / beta / factor) * factor) for s in (width_px, height_px))
+    elif width * height < min_pixels:
+        beta = math.sqrt(min_pixels / (width_px * height_px))
+        width, height = (math.ceil(side * beta / factor) * factor for side in (width_px, height_px))
+    return width, height

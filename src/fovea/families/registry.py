@@ -1,0 +1,29 @@
+"""Which family runs a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fovea.core.errors import UnsupportedModelError, nearest
+from fovea.families.base import Family, ModelFiles
+from fovea.families.llava import Llava
+from fovea.families.phi3_v import Phi3V
+from fovea.families.qwen2_vl import Qwen2VL
+
+FAMILIES: tuple[type[Family], ...] = (Llava, Phi3V, Qwen2VL)
+
+
+def load_family(folder: Path) -> Family:
+    """The family of the model in `folder`.
+
+    Raises UnsupportedModelError, naming what is supported, if no family has the config's architecture.
+    """
+    files = ModelFiles.read(folder)
+    names = files.config.get("architectures") or []
+    for family in FAMILIES:
+        if set(family.architectures) & set(names):
+            return family(files)
+    known = sorted(name for family in FAMILIES for name in family.architectures)
+    wanted = ", ".join(map(str, names)) or "no architecture"
+    hint = nearest(str(names[0]), known) if names else ""
+    raise UnsupportedModelError(f"{folder} has {wanted}; supported: {', '.join(known)}.{hint}")

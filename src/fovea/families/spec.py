@@ -1,0 +1,138 @@
+"""Frozen descriptions of a model, read from its config files. Integers, floats and names only: no torch.
+
+The engine builds modules from these; nothing else about a model reaches it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["gelu", "quick_gelu", "silu"]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeRegime:
+    """One set of rotary frequencies: theta^(-2i/d), divided by `factors[i]` if there are factors.
+
+    Sources: RoFormer (arXiv:2104.09864), LongRoPE (arXiv:2402.13753). `scale` multiplies cos and sin.
+    """
+
+    theta: float
+    factors: tuple[float, ...] = ()  # [head_dim / 2] or empty
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary positions.
+
+    `sections` splits the frequencies between the rows of 3-row positions (M-RoPE: time, height, width); None means
+    1-row positions. `switch_tokens`: a sequence with more tokens than this uses `regimes[1]` for all its positions.
+    """
+
+    regimes: tuple[RopeRegime, ...]
+    sections: tuple[int, ...] | None = None
+    switch_tokens: int | None = None
+
+    def regime(self, num_tokens: int) -> int:
+        return int(self.switch_tokens is not None and num_tokens > self.switch_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """A Llama-shaped decoder: RMSNorm, rotary attention with grouped queries, gated SiLU MLP."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: RopeSpec
+    qkv_bias: bool
+    tied_head: bool
+    max_positions: int
+
+    def kv_bytes_per_token(self, element_bytes: int) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TowerSpec:
+    """A vision transformer over packed patches: CLIP-like or Qwen2-VL-like by its fields.
+
+    `num_layers` counts the layers whose output is used: the feature layer -2 of CLIP's 24 means 23. `rope_theta` set
+    means 2-D rotary positions and no table; else a table of `num_positions` learned positions. `temporal_patch` 2 means
+    that a still picture is repeated for both time slots.
+    """
+
+    num_layers: int
+    width: int
+    num_heads: int
+    mlp_width: int
+    activation: Activation
+    norm_eps: float
+    patch_px: int
+    temporal_patch: int = 1
+    class_token: bool = False
+    pre_norm: bool = False
+    patch_bias: bool = False
+    num_positions: int = 0
+    rope_theta: float | None = None
+
+    @property
+    def patch_values(self) -> int:
+        return 3 * self.temporal_patch * self.patch_px**2
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectorSpec:
+    """From tower width to decoder width: linear, GELU (erf), linear, over `merge` x `merge` patches joined.
+
+    `norm`: LayerNorm on each patch before joining (Qwen2-VL's merger). `separators`: learned line and view separators
+    before projection (Phi-3-vision).
+    """
+
+    merge: int
+    mid_width: int
+    out_width: int
+    norm: bool = False
+    separators: bool = False
+
+
+EncoderKind = Literal["fixed", "hd_crops", "merged_grid"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """All the engine needs to build and run a model. `encoder` says how canvases become rows of embeddings."""
+
+    decoder: DecoderSpec
+    tower: TowerSpec
+    projector: ProjectorSpec
+    encoder: EncoderKind
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    dtype: str
+    tile_px: int = 0  # side of the square the tower sees; 0: any multiple of the patch
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSlot:
+    """Where a checkpoint tensor goes: rows [row, row + rows) of a parameter, or all of it when rows is None."""
+
+    parameter: str
+    row: int = 0
+    rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightMap:
+    """Exact checkpoint names to slots; `ignored` prefixes are known to be unused, `renames` map other layouts' prefixes."""
+
+    slots: dict[str, WeightSlot]
+    ignored: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()

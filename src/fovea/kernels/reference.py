@@ -1,0 +1,107 @@
+"""The plain torch form of every operation: the CPU path, and what each faster kernel is tested against.
+
+Arithmetic follows transformers: norms and rotary in float32, matrix products in the model's type.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fovea.kernels.batch import AttentionBatch
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (RMSNorm, arXiv:1910.07467)."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up for rows that hold gate and up side by side: [T, 2 * F] to [T, F]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions, halves rotated against each other (RoFormer, arXiv:2104.09864).
+
+    x [T, heads, D]; cos and sin [T, D / 2] in float32.
+    """
+    low, high = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+
+
+def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """Store k and v [T, G, D] at `slots` of the caches [blocks, block_size, G, D]."""
+    k_cache.flatten(0, 1).index_copy_(0, slots, k)
+    v_cache.flatten(0, 1).index_copy_(0, slots, v)
+
+
+def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
+    """Causal attention of the new tokens over their sequences' cached keys: q [T, N, D] to [T, N, D]."""
+    decoding = batch.num_decode
+    parts = []
+    if decoding:
+        parts.append(_decode(q[:decoding], k_cache, v_cache, batch))
+    start = decoding
+    for i in range(decoding, len(batch.query_lens)):
+        end = start + batch.query_lens[i]
+        keys, values = (_gather(cache, batch.block_tables[i], batch.kv_lens[i]) for cache in (k_cache, v_cache))
+        parts.append(_prefill(q[start:end], keys, values))
+        start = end
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _gather(cache: Tensor, table: Tensor, kv_len: int) -> Tensor:
+    """A sequence's keys or values [kv_len, G, D]."""
+    num_blocks = -(-kv_len // cache.shape[1])
+    return cache[table[:num_blocks]].flatten(0, 1)[:kv_len]
+
+
+def _decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
+    """One query for each sequence, padded to the longest; a KV head's query group is read as several queries."""
+    num_seqs, num_heads, head_dim = q.shape
+    num_kv_heads = k_cache.shape[2]
+    num_blocks = -(-max(batch.kv_lens[:num_seqs]) // k_cache.shape[1])
+    tables = batch.block_tables[:num_seqs, :num_blocks]
+    keys, values = (cache[tables].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))  # [S, G, keys, D]
+    if batch.decode_mask is None:
+        keys, values = keys[:, :, : batch.kv_lens[0]], values[:, :, : batch.kv_lens[0]]
+    grouped = q.view(num_seqs, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=batch.decode_mask)
+    return out.reshape(num_seqs, num_heads, head_dim)
+
+
+def _prefill(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The last queries of one sequence, each over the keys up to its own place."""
+    num_queries, num_keys = q.shape[0], keys.shape[0]
+    group = q.shape[1] // keys.shape[1]
+    if group > 1:
+        keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+    mask = None
+    if num_queries != num_keys:
+        places = torch.arange(num_keys - num_queries, num_keys, device=q.device)
+        mask = torch.arange(num_keys, device=q.device) <= places[:, None]
+    out = F.scaled_dot_product_attention(
+        *(x.transpose(0, 1)[None] for x in (q, keys, values)), attn_mask=mask, is_causal=mask is None
+    )
+    return out[0].transpose(0, 1)
+
+
+def segment_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+    """Full attention inside each segment of packed [P, heads, D]; runs of equal lengths are done together."""
+    parts, start, i = [], 0, 0
+    while i < len(lengths):
+        j = i
+        while j < len(lengths) and lengths[j] == lengths[i]:
+            j += 1
+        count, length = j - i, lengths[i]
+        end = start + count * length
+        rows = (x[start:end].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
+        parts.append(F.scaled_dot_product_attention(*rows).transpose(1, 2).flatten(0, 1))
+        start, i = end, j
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

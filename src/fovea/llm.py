@@ -1,0 +1,331 @@
+"""The offline face: `LLM`, with vLLM's names."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from fovea.core.config import EngineConfig
+from fovea.core.errors import BatchError, FoveaError, InvalidOptionError
+from fovea.core.log import show_logs
+from fovea.core.params import SamplingParams
+from fovea.core.types import RequestOutput
+from fovea.engine.build import build_engine, media_threads
+from fovea.families.registry import load_family
+from fovea.models.folder import find_model
+from fovea.pipeline import Collector, Prepared, Preparer
+from fovea.prompt.chat import build_chat
+from fovea.prompt.forms import PromptForm, parse_prompt
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+OnError = Literal["raise", "return"]
+FormMaker = Callable[[], PromptForm]
+
+OPEN_REQUESTS_PER_SLOT = 2  # requests in the engine, waiting ones included, for each sequence of a step
+PREPARED_AHEAD_PER_THREAD = 4
+
+
+class LLM:
+    """A model and the engine that runs it, in this process.
+
+    `LLM()` runs the embedded model; `LLM("org/name")` a hub model or a local folder. Options are the fields of
+    EngineConfig.
+
+    Raises ConfigError for bad options and ModelError for a model that cannot be loaded or does not fit.
+    """
+
+    def __init__(self, model: str | None = None, *, use_tqdm: bool = True, **options: Any) -> None:
+        if model is not None:
+            options["model"] = model
+        self.config = EngineConfig.from_options(options)
+        show_logs()
+        folder = find_model(self.config.model, self.config)
+        tokenizer_folder = find_model(self.config.tokenizer, self.config) if self.config.tokenizer else folder
+        self.family = load_family(folder)
+        self.engine = build_engine(self.config, self.family, folder, use_tqdm=use_tqdm)
+        self._preparer = Preparer(self.config, self.family, folder, tokenizer_folder, self.engine.plan.max_model_len)
+        self._num_threads = media_threads(self.config)
+        self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fovea-media")
+        self._request_numbers = itertools.count()
+
+    def generate(
+        self,
+        prompts: object,
+        sampling_params: Params = None,
+        *,
+        use_tqdm: bool = True,
+        on_error: OnError = "raise",
+    ) -> list[RequestOutput]:
+        """Answer prompts; outputs are in the order of the prompts.
+
+        prompts: one prompt or a list of them. A prompt is text, {"prompt_token_ids": [...]}, or a dict with "prompt",
+            "multi_modal_data", "multi_modal_uuids", "mm_processor_kwargs" and "cache_salt". A flat list of ints is one
+            prompt of token ids.
+        sampling_params: for all prompts, or one for each.
+        on_error: a bad row never stops the others. "raise": when the others are done, its own error if there is just
+            one prompt, else a BatchError that carries all outputs; "return": an output with `error` set.
+        """
+        items = _as_list(prompts)
+        jobs = [(_form_maker(prompt), params) for prompt, params in zip(items, _each(sampling_params, len(items)))]
+        return self._run_all(jobs, use_tqdm, on_error)
+
+    def generate_iter(
+        self, prompts: Iterable[object], sampling_params: SamplingParams | None = None
+    ) -> Iterator[RequestOutput]:
+        """Answer any number of prompts, in order, with bounded memory: prompts are taken as there is room for them.
+
+        A failed prompt gives an output with `error` set.
+        """
+        params = sampling_params or SamplingParams()
+        ready: dict[int, RequestOutput] = {}
+        following = 0
+        for number, output in self._run((_form_maker(prompt), params) for prompt in prompts):
+            if output.finished:
+                ready[number] = output
+            while following in ready:
+                yield ready.pop(following)
+                following += 1
+
+    def chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: Params = None,
+        *,
+        use_tqdm: bool = True,
+        on_error: OnError = "raise",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        cache_salt: str = "",
+    ) -> list[RequestOutput]:
+        """Answer one conversation (a list of messages) or several (a list of such lists).
+
+        A message's content is text or a list of parts: {"type": "text", "text": ...}, {"type": "image_url",
+        "image_url": {"url": ...}} with a data URL or, below allowed_local_media_path, a file URL, or {"type":
+        "image_pil", "image_pil": picture}. Pictures stand where their parts stand; nothing typed in a text is read as a
+        picture or a special token.
+        """
+        several = bool(messages) and isinstance(messages[0], (list, tuple))
+        conversations = list(messages) if several else [messages]
+        jobs = []
+        for conversation, params in zip(conversations, _each(sampling_params, len(conversations))):
+            maker = self._chat_maker(
+                conversation,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                template_kwargs=chat_template_kwargs,
+                processor_kwargs=mm_processor_kwargs,
+                salt=cache_salt,
+            )
+            jobs.append((maker, params))
+        return self._run_all(jobs, use_tqdm, on_error)
+
+    def stream_chat(
+        self, messages: Sequence[Any], sampling_params: SamplingParams | None = None
+    ) -> Iterator[RequestOutput]:
+        """Answer one conversation, giving the answer so far after every step; the last one is finished."""
+        job = (self._chat_maker(messages), sampling_params or SamplingParams())
+        for _, output in self._run([job], live=True):
+            if output.error is not None:
+                raise output.error
+            yield output
+
+    def get_tokenizer(self) -> Any:
+        """Fovea's own tokenizer of this model."""
+        return self._preparer.tokenizer
+
+    def reset_prefix_cache(self) -> None:
+        """Forget reusable KV blocks and picture embeddings."""
+        self.engine.reset_caches()
+
+    def close(self) -> None:
+        """Stop the media threads. The object cannot be used afterwards."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _chat_maker(self, messages: Sequence[Any], **options: Any) -> FormMaker:
+        return lambda: build_chat(messages, self._preparer.template, self.family, **options)
+
+    def _run_all(self, jobs: list[_Job], use_tqdm: bool, on_error: OnError) -> list[RequestOutput]:
+        if on_error not in ("raise", "return"):
+            raise InvalidOptionError(f'on_error is {on_error!r}; permitted: "raise", "return".')
+        outputs: list[RequestOutput | None] = [None] * len(jobs)
+        with _Progress(len(jobs), use_tqdm) as progress:
+            for number, output in self._run(jobs):
+                outputs[number] = output
+                progress.done(output)
+        done = [output for output in outputs if output is not None]
+        assert len(done) == len(jobs), "a request ended without an output"
+        errors = {i: output.error for i, output in enumerate(done) if output.error is not None}
+        if errors and on_error == "raise":
+            raise errors[0] if len(jobs) == 1 else BatchError([None if o.error else o for o in done], errors)
+        return done
+
+    def _run(self, jobs: Iterable[_Job], *, live: bool = False) -> Iterator[tuple[int, RequestOutput]]:
+        """(number, output) of each job as it ends; with `live` also after every step."""
+        run = _Run(self, iter(jobs), live=live)
+        try:
+            while run.has_work():
+                yield from run.advance()
+        finally:
+            run.abandon()
+
+    def _prepare(self, maker: FormMaker, params: SamplingParams, request_id: str, arrived: float) -> Prepared:
+        return self._preparer.prepare(maker(), params, request_id, arrived)
+
+
+_Job = tuple[FormMaker, SamplingParams]
+
+
+@dataclass(slots=True)
+class _Ahead:
+    number: int
+    request_id: str
+    future: Future[Prepared]
+
+
+class _Run:
+    """One call of generate: prepares ahead in threads, keeps the engine fed, puts answers together."""
+
+    def __init__(self, llm: LLM, jobs: Iterator[_Job], *, live: bool) -> None:
+        self._llm = llm
+        self._jobs = enumerate(jobs)
+        self._live = live
+        self._exhausted = False
+        self._ahead: deque[_Ahead] = deque()
+        self._open: dict[str, tuple[int, Collector]] = {}
+        self._most_ahead = PREPARED_AHEAD_PER_THREAD * llm._num_threads
+        self._most_open = OPEN_REQUESTS_PER_SLOT * llm.config.max_num_seqs
+
+    def has_work(self) -> bool:
+        self._prepare_ahead()
+        return bool(self._ahead or self._open)
+
+    def advance(self) -> Iterator[tuple[int, RequestOutput]]:
+        """Admit what is ready (waiting only if the engine has nothing to do), then run one step."""
+        while self._ahead and len(self._open) < self._most_open:
+            if self._open and not self._ahead[0].future.done():
+                break
+            failed = self._admit(self._ahead.popleft())
+            if failed is not None:
+                yield failed
+            self._prepare_ahead()
+        if self._open:
+            yield from self._step()
+
+    def abandon(self) -> None:
+        """Leave nothing behind, whatever happened: the caller may have stopped in the middle."""
+        for ahead in self._ahead:
+            ahead.future.cancel()
+        for request_id in self._open:
+            self._llm.engine.abort(request_id)
+
+    def _prepare_ahead(self) -> None:
+        while not self._exhausted and len(self._ahead) < self._most_ahead:
+            job = next(self._jobs, None)
+            if job is None:
+                self._exhausted = True
+                return
+            number, (maker, params) = job
+            request_id = str(next(self._llm._request_numbers))
+            future = self._llm._threads.submit(self._llm._prepare, maker, params, request_id, time.perf_counter())
+            self._ahead.append(_Ahead(number, request_id, future))
+
+    def _admit(self, ahead: _Ahead) -> tuple[int, RequestOutput] | None:
+        try:
+            prepared = ahead.future.result()
+            self._llm.engine.add(prepared.request)
+        except FoveaError as error:
+            return ahead.number, _failed(ahead.request_id, None, error)
+        collector = Collector(prepared, self._llm._preparer.tokenizer, self._llm.engine.stop, live=self._live)
+        self._open[ahead.request_id] = (ahead.number, collector)
+        return None
+
+    def _step(self) -> Iterator[tuple[int, RequestOutput]]:
+        touched: dict[str, None] = {}
+        for token in self._llm.engine.step():
+            entry = self._open.get(token.request_id)
+            if entry is None:
+                continue
+            number, collector = entry
+            try:
+                collector.add(token)
+            except FoveaError as error:
+                del self._open[token.request_id]
+                yield number, _failed(token.request_id, collector.output(), error)
+                continue
+            touched[token.request_id] = None
+        for request_id in touched:
+            if request_id not in self._open:
+                continue
+            number, collector = self._open[request_id]
+            if collector.finished:
+                del self._open[request_id]
+            if collector.finished or self._live:
+                yield number, collector.output()
+
+
+def _failed(request_id: str, partial: RequestOutput | None, error: FoveaError) -> RequestOutput:
+    prompt = partial.prompt if partial else None
+    ids = partial.prompt_token_ids if partial else ()
+    return RequestOutput(request_id, prompt, ids, outputs=[], finished=True, error=error)
+
+
+class _Progress:
+    """Requests done and tokens per second, on stderr."""
+
+    def __init__(self, total: int, enabled: bool) -> None:
+        self._bar = tqdm(total=total, desc="Requests", unit="req", disable=not enabled, dynamic_ncols=True)
+        self._started = time.perf_counter()
+        self._num_tokens = 0
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def done(self, output: RequestOutput) -> None:
+        self._num_tokens += sum(len(completion.token_ids) for completion in output.outputs)
+        rate = self._num_tokens / max(1e-9, time.perf_counter() - self._started)
+        self._bar.set_postfix_str(f"{rate:.0f} tok/s", refresh=False)
+        self._bar.update()
+
+
+def _form_maker(prompt: object) -> FormMaker:
+    return lambda: parse_prompt(prompt)
+
+
+def _as_list(prompts: object) -> list[object]:
+    """A flat list of ints is one prompt; any other list is a batch."""
+    if not isinstance(prompts, (list, tuple)):
+        return [prompts]
+    is_ids = bool(prompts) and all(isinstance(item, int) for item in prompts)
+    return [prompts] if is_ids else list(prompts)
+
+
+def _each(params: Params, count: int) -> list[SamplingParams]:
+    if params is None:
+        return [SamplingParams()] * count
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    listed = list(params)
+    if len(listed) != count:
+        raise InvalidOptionError(f"{len(listed)} sampling_params were given for {count} prompts.")
+    return listed

@@ -1,0 +1,68 @@
+"""Carry out an ImagePlan on a picture: transpose, resize, crop, pad, transpose back.
+
+Contract: the result equals, bit for bit, what transformers' PIL image processors have before they rescale to floats. It
+is a new contiguous array that the caller owns. Nothing is decided here; the plan was worked out from the size alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fovea.core.types import Box, ImagePlan, Picture
+
+_RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def apply_plan(picture: Picture, plan: ImagePlan) -> NDArray[np.uint8]:
+    """The canvas [height, width, 3] that `plan` makes of `picture`."""
+    pixels = picture.pixels
+    if plan.transpose:
+        pixels = _swap_axes(pixels)
+    pixels = _resize(pixels, plan)
+    if plan.crop is not None:
+        pixels = _crop(pixels, plan.crop)
+    if plan.pad is not None:
+        pixels = _pad(pixels, plan.pad, plan.pad_value)
+    if plan.transpose:
+        pixels = _swap_axes(pixels)
+    if pixels is picture.pixels or not (pixels.flags.c_contiguous and pixels.flags.owndata):
+        pixels = np.array(pixels, order="C")
+    expected = (plan.canvas_height_px, plan.canvas_width_px, 3)
+    assert pixels.shape == expected, f"The plan promises {expected} and its steps make {pixels.shape}."
+    return pixels
+
+
+def _swap_axes(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(pixels.transpose(1, 0, 2))
+
+
+def _resize(pixels: NDArray[np.uint8], plan: ImagePlan) -> NDArray[np.uint8]:
+    size = (plan.resize_width_px, plan.resize_height_px)
+    if size == (pixels.shape[1], pixels.shape[0]):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(size, _RESAMPLE[plan.resample]))
+
+
+def _crop(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    """Cut `box` out; what lies outside the picture is black, as in transformers' center_crop."""
+    height_px, width_px, _ = pixels.shape
+    left, top = max(box.left, 0), max(box.top, 0)
+    right, bottom = min(box.right, width_px), min(box.bottom, height_px)
+    inside = pixels[top : max(bottom, top), left : max(right, left)]
+    if (left, top, right, bottom) == (box.left, box.top, box.right, box.bottom):
+        return inside
+    cut = np.zeros((box.bottom - box.top, box.right - box.left, 3), dtype=np.uint8)
+    y, x = top - box.top, left - box.left
+    if inside.size:
+        cut[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+    return cut
+
+
+def _pad(pixels: NDArray[np.uint8], margins: Box, value: int) -> NDArray[np.uint8]:
+    height_px, width_px, _ = pixels.shape
+    shape = (margins.top + height_px + margins.bottom, margins.left + width_px + margins.right, 3)
+    padded = np.full(shape, value, dtype=np.uint8)
+    padded[margins.top : margins.top + height_px, margins.left : margins.left + width_px] = pixels
+    return padded

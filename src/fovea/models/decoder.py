@@ -1,0 +1,96 @@
+"""The one decoder: every Llama-shaped language model, described by a DecoderSpec.
+
+It sees packed tokens and an AttentionBatch, and owns no state: keys and values live in the caller's pages.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fovea.families.spec import DecoderSpec, RopeSpec
+from fovea.kernels import reference as ops
+from fovea.kernels.batch import AttentionBatch
+
+KVPages = tuple[Tensor, Tensor]  # keys and values of one layer, each [blocks, block_size, G, D]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        heads = spec.num_heads + 2 * spec.num_kv_heads
+        self.attention_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.qkv = nn.Linear(spec.hidden_size, heads * spec.head_dim, bias=spec.qkv_bias)
+        self.out = nn.Linear(spec.num_heads * spec.head_dim, spec.hidden_size, bias=False)
+        self.mlp_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.gate_up = nn.Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=False)
+        self.down = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:  # [T, hidden]
+        x = x + self.out(self.attend(self.attention_norm(x), pages, batch))
+        x = x + self.down(ops.silu_mul(self.gate_up(self.mlp_norm(x))))
+        return x
+
+    def attend(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:
+        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
+        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        q, k = ops.rotate(q, batch.cos, batch.sin), ops.rotate(k, batch.cos, batch.sin)
+        ops.write_kv(k, v, *pages, batch.slots)
+        return ops.paged_attention(q, *pages, batch).flatten(1)
+
+
+class Decoder(nn.Module):
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(spec) for _ in range(spec.num_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        if not spec.tied_head:
+            self.head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+
+    def forward(self, x: Tensor, pages: list[KVPages], batch: AttentionBatch) -> Tensor:
+        """Embeddings [T, hidden] to final hidden states [T, hidden]; writes the pages."""
+        for layer, layer_pages in zip(self.layers, pages, strict=True):
+            x = layer(x, layer_pages, batch)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] to [rows, vocabulary] in float32."""
+        weight = self.embed.weight if self.spec.tied_head else self.head.weight
+        return F.linear(hidden, weight).float()
+
+
+class Rope:
+    """Cos and sin of packed tokens, from a RopeSpec."""
+
+    def __init__(self, spec: RopeSpec, head_dim: int, device: torch.device) -> None:
+        self._sections = spec.sections
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+        tables = []
+        for regime in spec.regimes:
+            factors = torch.tensor(regime.factors) if regime.factors else torch.ones(head_dim // 2)
+            tables.append(1.0 / (factors * regime.theta**exponents))
+        self._inv_freq = torch.stack(tables).to(device)  # [regimes, D / 2]
+        self._scale = torch.tensor([r.scale for r in spec.regimes], device=device)  # [regimes]
+
+    def __call__(self, positions: Tensor, regimes: Tensor) -> tuple[Tensor, Tensor]:
+        """positions [rows, T] and regimes [T] to cos and sin [T, D / 2] in float32."""
+        angles = positions.float()[:, :, None] * self._inv_freq[regimes]  # [rows, T, D / 2]
+        if self._sections is not None:
+            chunks = angles.split(self._sections, dim=-1)
+            angles = torch.cat([chunk[row] for row, chunk in enumerate(chunks)], dim=-1)[None]
+        scale = self._scale[regimes][:, None]
+        return angles[0].cos() * scale, angles[0].sin() * scale

@@ -1,0 +1,85 @@
+"""The one vision tower: CLIP-like and Qwen2-VL-like transformers by TowerSpec, over packed patches.
+
+Pictures lie behind one another in one [P, ...] tensor; attention stays inside each segment, so any number of pictures
+of any sizes is one forward.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fovea.families.spec import Activation, TowerSpec
+from fovea.kernels import reference as ops
+
+QUICK_GELU_SLOPE = 1.702  # x * sigmoid(1.702 x), arXiv:1606.08415 section 2
+
+
+def activate(x: Tensor, kind: Activation) -> Tensor:
+    if kind == "quick_gelu":
+        return x * torch.sigmoid(QUICK_GELU_SLOPE * x)
+    return F.gelu(x) if kind == "gelu" else F.silu(x)
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, spec: TowerSpec) -> None:
+        super().__init__()
+        self.head_dim, self.activation = spec.width // spec.num_heads, spec.activation
+        self.norm1 = nn.LayerNorm(spec.width, spec.norm_eps)
+        self.qkv = nn.Linear(spec.width, 3 * spec.width)
+        self.out = nn.Linear(spec.width, spec.width)
+        self.norm2 = nn.LayerNorm(spec.width, spec.norm_eps)
+        self.up = nn.Linear(spec.width, spec.mlp_width)
+        self.down = nn.Linear(spec.mlp_width, spec.width)
+
+    def forward(self, x: Tensor, lengths: list[int], rope: tuple[Tensor, Tensor] | None) -> Tensor:  # [P, width]
+        q, k, v = self.qkv(self.norm1(x)).view(x.shape[0], 3, -1, self.head_dim).unbind(1)
+        if rope is not None:
+            q, k = ops.rotate(q, *rope), ops.rotate(k, *rope)
+        x = x + self.out(ops.segment_attention(q, k, v, lengths).flatten(1))
+        return x + self.down(activate(self.up(self.norm2(x)), self.activation))
+
+
+class VisionTower(nn.Module):
+    def __init__(self, spec: TowerSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.patch = nn.Linear(spec.patch_values, spec.width, bias=spec.patch_bias)
+        if spec.class_token:
+            self.class_token = nn.Parameter(torch.empty(spec.width))
+        if spec.num_positions:
+            self.positions = nn.Parameter(torch.empty(spec.num_positions, spec.width))
+        if spec.pre_norm:
+            self.pre_norm = nn.LayerNorm(spec.width, spec.norm_eps)
+        self.blocks = nn.ModuleList(VisionBlock(spec) for _ in range(spec.num_layers))
+
+    def tiles(self, patches: Tensor) -> Tensor:
+        """Tiles of one size with learned positions: [tiles, n, values] to [tiles, n, width], class token dropped."""
+        num_tiles, num_patches, _ = patches.shape
+        x = self.patch(patches)
+        first = int(self.spec.class_token)
+        if first:
+            x = torch.cat((self.class_token.expand(num_tiles, 1, -1), x), dim=1)
+        x = self._run((x + self.positions).flatten(0, 1), [first + num_patches] * num_tiles, None)
+        return x.unflatten(0, (num_tiles, -1))[:, first:]
+
+    def packed(self, patches: Tensor, lengths: list[int], places: Tensor) -> Tensor:
+        """Segments of any lengths with rotary positions: [P, values] and (row, column) places [P, 2] to [P, width]."""
+        return self._run(self.patch(patches), lengths, self._rope(places))
+
+    def _run(self, x: Tensor, lengths: list[int], rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        if self.spec.pre_norm:
+            x = self.pre_norm(x)
+        for block in self.blocks:
+            x = block(x, lengths, rope)
+        return x
+
+    def _rope(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """A quarter of the head's values turns with the row, the next with the column (Qwen2-VL's published code)."""
+        assert self.spec.rope_theta is not None
+        quarter = self.spec.width // self.spec.num_heads // 4
+        exponents = torch.arange(0, 2 * quarter, 2, dtype=torch.float32, device=places.device) / (2 * quarter)
+        angles = places.float()[:, :, None] * (1.0 / self.spec.rope_theta**exponents)  # [P, 2, D / 4]
+        angles = angles.flatten(1)  # [P, D / 2]
+        return angles.cos(), angles.sin()

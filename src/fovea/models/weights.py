@@ -1,0 +1,128 @@
+"""Checkpoint to parameters: streamed, cast and placed tensor by tensor; nothing missing, nothing left over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fovea.core.errors import WeightsError
+from fovea.families.config_reader import read_json
+from fovea.families.spec import ModelSpec, WeightMap, WeightSlot
+from fovea.models.vlm import VLM
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+DUMMY_SCALE = 0.02
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def build_empty(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> VLM:
+    """The model with uninitialised memory for its parameters."""
+    with torch.device("meta"):
+        model = VLM(spec).to(dtype)
+    return model.to_empty(device=device).requires_grad_(False).eval()
+
+
+def load_weights(model: VLM, folder: Path, weight_map: WeightMap, *, use_tqdm: bool) -> None:
+    """Fill every parameter from the safetensors files in `folder`.
+
+    Raises WeightsError naming what is absent: a shard, a tensor, or a parameter no tensor fills; a tensor the model does
+    not know; a shape that differs; a quantised type.
+    """
+    files = checkpoint_files(folder)
+    parameters = dict(model.named_parameters())
+    missing = set(weight_map.slots)
+    for name, tensor in tqdm(
+        _tensors(files), total=_count(files), desc="Loading weights", unit="tensor", disable=not use_tqdm, leave=False
+    ):
+        published = _published_name(name, weight_map)
+        if published.startswith(weight_map.ignored):
+            continue
+        slot = weight_map.slots.get(published)
+        if slot is None:
+            raise WeightsError(f"{folder} has a tensor that the model does not know: {name!r}.")
+        if published not in missing:
+            raise WeightsError(f"{folder} holds {published!r} twice.")
+        missing.discard(published)
+        _place(tensor, name, slot, parameters)
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise WeightsError(f"{folder} lacks {len(missing)} of {len(weight_map.slots)} tensors: {some} ...")
+    _check_covered(weight_map, parameters)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, each of which exists."""
+    index = read_json(folder, INDEX_FILE)
+    names = sorted(set(index.get("weight_map", {}).values())) or [SINGLE_FILE]
+    if any(Path(name).name != name for name in names):
+        raise WeightsError(f"{folder / INDEX_FILE} names files outside its folder.")
+    for name in names:
+        if not (folder / name).is_file():
+            raise WeightsError(f'{folder} lacks {name}. For random weights pass load_format="dummy".')
+    return [folder / name for name in names]
+
+
+def fill_dummy(model: nn.Module, seed: int) -> None:
+    """Random weights of a sane scale for benchmarks: norms 1, biases 0, the rest normal."""
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.data.fill_(1.0 if name.endswith("weight") else 0.0)
+        else:
+            parameter.data.normal_(0.0, DUMMY_SCALE, generator=generator)
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as checkpoint:
+                for name in checkpoint.keys():  # noqa: SIM118 - not a mapping
+                    yield name, checkpoint.get_tensor(name)
+        except (SafetensorError, OSError):
+            raise WeightsError(f"{path} is not a readable safetensors file; it may be cut short.") from None
+
+
+def _count(files: list[Path]) -> int:
+    total = 0
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as checkpoint:
+                total += len(checkpoint.keys())
+        except (SafetensorError, OSError):
+            raise WeightsError(f"{path} is not a readable safetensors file; it may be cut short.") from None
+    return total
+
+
+def _published_name(name: str, weight_map: WeightMap) -> str:
+    for other, published in weight_map.renames:
+        if name.startswith(other):
+            return published + name[len(other) :]
+    return name
+
+
+def _place(tensor: Tensor, name: str, slot: WeightSlot, parameters: dict[str, nn.Parameter]) -> None:
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise WeightsError(f"{name!r} is {tensor.dtype}; quantised checkpoints are not supported.")
+    target = parameters[slot.parameter].data
+    if slot.rows is not None:
+        target = target[slot.row : slot.row + slot.rows]
+    squeezed = tensor.reshape(target.shape) if tensor.numel() == target.numel() else tensor
+    same_rows = tensor.ndim < 2 or target.ndim < 2 or tensor.shape[0] == target.shape[0]
+    if squeezed.shape != target.shape or not same_rows:
+        raise WeightsError(f"{name!r} has shape {list(tensor.shape)}, the model needs {list(target.shape)}.")
+    target.copy_(squeezed)
+
+
+def _check_covered(weight_map: WeightMap, parameters: dict[str, nn.Parameter]) -> None:
+    """Our own invariant: the map fills every row of every parameter exactly once."""
+    rows = dict.fromkeys(parameters, 0)
+    for slot in weight_map.slots.values():
+        rows[slot.parameter] += parameters[slot.parameter].shape[0] if slot.rows is None else slot.rows
+    short = [name for name, count in rows.items() if count != parameters[name].shape[0]]
+    assert not short, f"parameters not covered exactly once by the weight map: {short[:3]}"

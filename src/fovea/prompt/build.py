@@ -1,0 +1,109 @@
+"""A PromptForm to token ids with the places of its pictures, then to spans once their token counts are known.
+
+The two halves are apart so that a request can be refused for its number of pictures before one is opened, and for its
+length before one is decoded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fovea.core.errors import PlaceholderError, PromptError
+from fovea.core.types import MediaSpan
+from fovea.families.base import Family
+from fovea.prompt.forms import PromptForm
+from fovea.prompt.template import Piece
+from fovea.prompt.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class SlottedPrompt:
+    """Token ids in which one placeholder token at each of `slots` stands for a whole picture."""
+
+    token_ids: tuple[int, ...]
+    slots: tuple[int, ...]
+
+
+def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedPrompt:
+    """Raises PlaceholderError if the prompt does not have one place for each picture, PromptError for bad ids."""
+    placeholder_id = placeholder_token(family, tokenizer)
+    if form.token_ids is not None:
+        ids = _checked(form.token_ids, family)
+        prompt = SlottedPrompt(ids, tuple(i for i, t in enumerate(ids) if t == placeholder_id))
+    elif family.image_tag is None:
+        prompt = _tokenize_whole(form.pieces or (), tokenizer, placeholder_id)
+    else:
+        prompt = _tokenize_numbered(form.pieces or (), family.image_tag, tokenizer, placeholder_id)
+    if not prompt.token_ids:
+        raise PromptError("The prompt is empty.")
+    if len(prompt.slots) != len(form.media):
+        raise PlaceholderError(
+            f"The prompt has {len(prompt.slots)} places for pictures ({family.image_text(1).strip()!r}) and "
+            f"{len(form.media)} were given."
+        )
+    return prompt
+
+
+def expand(prompt: SlottedPrompt, counts: Sequence[int]) -> tuple[tuple[int, ...], tuple[MediaSpan, ...]]:
+    """Repeat each picture's placeholder to its number of tokens."""
+    ids: list[int] = []
+    spans = []
+    cursor = 0
+    for slot, count in zip(prompt.slots, counts, strict=True):
+        ids.extend(prompt.token_ids[cursor:slot])
+        spans.append(MediaSpan(len(ids), count))
+        ids.extend([prompt.token_ids[slot]] * count)
+        cursor = slot + 1
+    ids.extend(prompt.token_ids[cursor:])
+    return tuple(ids), tuple(spans)
+
+
+def placeholder_token(family: Family, tokenizer: Tokenizer) -> int:
+    token_id = tokenizer.token_id(family.placeholder)
+    if token_id is None:
+        raise PromptError(f"The tokenizer has no {family.placeholder!r}; it is not one for {family.name}.")
+    return token_id
+
+
+def _checked(ids: tuple[int, ...], family: Family) -> tuple[int, ...]:
+    vocab_size = family.spec.decoder.vocab_size
+    wrong = next((t for t in ids if not 0 <= t < vocab_size), None)
+    if wrong is not None:
+        raise PromptError(f"Token id {wrong} is outside the vocabulary; permitted: 0 to {vocab_size - 1}.")
+    return ids
+
+
+def _tokenize_whole(pieces: Iterable[Piece], tokenizer: Tokenizer, placeholder_id: int) -> SlottedPrompt:
+    ids = _encode(list(pieces), tokenizer)
+    return SlottedPrompt(tuple(ids), tuple(i for i, t in enumerate(ids) if t == placeholder_id))
+
+
+def _tokenize_numbered(
+    pieces: Iterable[Piece], tag: re.Pattern[str], tokenizer: Tokenizer, placeholder_id: int
+) -> SlottedPrompt:
+    """Text between pictures is tokenised on its own, each with its own BOS, as Phi-3-vision's published code does."""
+    segments: list[list[Piece]] = [[]]
+    numbers = []
+    for piece in pieces:
+        texts = tag.split(piece.text) if piece.trusted else [piece.text]
+        segments[-1].append(Piece(texts[0], piece.trusted))
+        for number, text in zip(texts[1::2], texts[2::2], strict=True):
+            numbers.append(int(number))
+            segments.append([Piece(text, piece.trusted)])
+    if numbers != list(range(1, len(numbers) + 1)):
+        raise PlaceholderError(f"Picture tags must be numbered 1, 2, 3, ... in order; the prompt has {numbers[:8]}.")
+    ids = _encode(segments[0], tokenizer)
+    slots = []
+    for segment in segments[1:]:
+        slots.append(len(ids))
+        ids += [placeholder_id, *_encode(segment, tokenizer)]
+    return SlottedPrompt(tuple(ids), tuple(slots))
+
+
+def _encode(pieces: list[Piece], tokenizer: Tokenizer) -> list[int]:
+    """With the model's BOS, unless the text brings it (a chat template may)."""
+    first = next((piece.text for piece in pieces if piece.text), "")
+    brings_bos = tokenizer.bos_token is not None and first.startswith(tokenizer.bos_token)
+    return tokenizer.encode_pieces(pieces, add_special_tokens=not brings_bos)

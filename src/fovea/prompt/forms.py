@@ -1,0 +1,192 @@
+"""What a user may hand to `generate`, turned into one form: text or ids, and a list of media.
+
+No media are opened here; values are only told apart by their kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from fovea.core.errors import EmbeddingsError, MediaSourceError, PromptError, nearest
+from fovea.prompt.template import Piece
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PROMPT_KEYS = (
+    "prompt",
+    "prompt_token_ids",
+    "multi_modal_data",
+    "multi_modal_uuids",
+    "mm_processor_kwargs",
+    "cache_salt",
+)
+MAX_SALT_CHARS = 128
+MAX_UUID_CHARS = 256
+EMBEDS_KEYS = {"image_embeds", "image_grid_thw"}
+
+
+@dataclass(frozen=True, slots=True)
+class MediaInput:
+    """One picture as handed in: `picture` is whatever media.source parses, `url` a URL part, `embeds` an array."""
+
+    kind: Literal["picture", "url", "embeds"]
+    value: Any
+    uuid: str = ""
+    grid: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptForm:
+    """A request before tokenisation. Exactly one of `pieces` and `token_ids` is set."""
+
+    pieces: tuple[Piece, ...] | None
+    token_ids: tuple[int, ...] | None = None
+    media: tuple[MediaInput, ...] = ()
+    processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    salt: str = ""
+
+    @property
+    def text(self) -> str | None:
+        return None if self.pieces is None else "".join(piece.text for piece in self.pieces)
+
+
+def parse_prompt(prompt: object) -> PromptForm:
+    """str, list of ids, or a dict with the keys in PROMPT_KEYS.
+
+    Raises PromptError or MediaError for anything else, naming what was found and what is expected.
+    """
+    if isinstance(prompt, str):
+        return PromptForm((Piece(prompt, True),))
+    if isinstance(prompt, (list, tuple)):
+        return PromptForm(None, _token_ids(prompt))
+    if not isinstance(prompt, Mapping):
+        raise PromptError(f"A prompt is text, a list of token ids or a dict, not {type(prompt).__name__}.")
+    for key in prompt:
+        if key not in PROMPT_KEYS:
+            raise PromptError(
+                f"A prompt has no key {key!r}; known: {', '.join(PROMPT_KEYS)}.{nearest(key, PROMPT_KEYS)}"
+            )
+    text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+    if (text is None) == (ids is None):
+        raise PromptError("A prompt dict needs either 'prompt' (text) or 'prompt_token_ids'.")
+    if text is not None and not isinstance(text, str):
+        raise PromptError(f"'prompt' must be text, not {type(text).__name__}.")
+    return PromptForm(
+        pieces=None if text is None else (Piece(text, True),),
+        token_ids=None if ids is None else _token_ids(ids),
+        media=_with_uuids(parse_media(prompt.get("multi_modal_data")), prompt.get("multi_modal_uuids")),
+        processor_kwargs=_mapping(prompt.get("mm_processor_kwargs"), "mm_processor_kwargs"),
+        salt=_short_text(prompt.get("cache_salt"), "cache_salt", MAX_SALT_CHARS),
+    )
+
+
+def parse_media(data: object) -> tuple[MediaInput, ...]:
+    """The value of `multi_modal_data`: {"image": one or several pictures, or embeddings}."""
+    for kind in _mapping(data, "multi_modal_data"):
+        if kind != "image":
+            raise MediaSourceError(
+                f"multi_modal_data has {kind!r}; only 'image' is supported. Give a video's frames as several images."
+            )
+    value = _mapping(data, "multi_modal_data").get("image")
+    if value is None:
+        return ()
+    if isinstance(value, Mapping):
+        return _gridded_embeds(value)
+    if _is_float_array(value):
+        return _stacked_embeds(value)
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    return tuple(_media_input(item) for item in items)
+
+
+def embeds_array(value: object, where: str) -> NDArray[np.float32]:
+    """Embeddings as float32, copied. Raises EmbeddingsError if they are not numbers."""
+    detach = getattr(value, "detach", None)
+    if detach is not None:
+        value = detach().float().cpu().numpy()
+    try:
+        return np.array(value, dtype=np.float32, copy=True)
+    except (TypeError, ValueError):
+        raise EmbeddingsError(f"{where} is not an array of numbers.") from None
+
+
+def _media_input(item: object) -> MediaInput:
+    if not _is_float_array(item):
+        return MediaInput("picture", item)
+    array = embeds_array(item, "An image embedding")
+    if array.ndim == 3 and len(array) == 1:
+        array = array[0]
+    if array.ndim != 2:
+        raise EmbeddingsError(f"An image embedding has shape {list(array.shape)}; expected [tokens, hidden].")
+    return MediaInput("embeds", array)
+
+
+def _stacked_embeds(value: object) -> tuple[MediaInput, ...]:
+    array = embeds_array(value, "Image embeddings")
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or not array.size:
+        raise EmbeddingsError(f"Image embeddings have shape {list(array.shape)}; expected [pictures, tokens, hidden].")
+    return tuple(MediaInput("embeds", rows) for rows in array)
+
+
+def _gridded_embeds(value: Mapping[str, Any]) -> tuple[MediaInput, ...]:
+    """Qwen2-VL's form: rows of all pictures behind one another [tokens, hidden] and a grid for each [pictures, 3]."""
+    if set(value) != EMBEDS_KEYS:
+        raise EmbeddingsError(f"Image embeddings as a dict need the keys {sorted(EMBEDS_KEYS)}, not {sorted(value)}.")
+    rows = embeds_array(value["image_embeds"], "image_embeds")
+    grids = embeds_array(value["image_grid_thw"], "image_grid_thw").reshape(-1, 3)
+    if rows.ndim == 3 and len(rows) == len(grids) == 1:
+        rows = rows[0]
+    if rows.ndim != 2 or not len(grids) or not np.isfinite(grids).all() or (grids < 1).any():
+        raise EmbeddingsError("image_embeds must be [tokens, hidden] and image_grid_thw [pictures, 3] from 1 up.")
+    patches = grids.prod(axis=1)
+    if len(rows) < 1 or len(rows) > patches.sum() or patches.sum() % len(rows):
+        raise EmbeddingsError(f"image_grid_thw means {int(patches.sum())} patches; {len(rows)} embeddings do not fit.")
+    ends = np.cumsum(patches * len(rows) // patches.sum()).astype(int)
+    parts = np.split(rows, ends[:-1])
+    triples = [(int(t), int(h), int(w)) for t, h, w in grids]
+    return tuple(MediaInput("embeds", part, grid=grid) for part, grid in zip(parts, triples, strict=True))
+
+
+def _is_float_array(value: object) -> bool:
+    """A numpy array or torch tensor of floats, told without importing torch."""
+    dtype = str(getattr(value, "dtype", ""))
+    return hasattr(value, "shape") and ("float" in dtype or "double" in dtype or "half" in dtype)
+
+
+def _token_ids(values: Sequence[object]) -> tuple[int, ...]:
+    if not isinstance(values, (list, tuple)) or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
+        raise PromptError("Token ids must be a list of whole numbers.")
+    return tuple(v for v in values if isinstance(v, int))
+
+
+def _with_uuids(media: tuple[MediaInput, ...], uuids: object) -> tuple[MediaInput, ...]:
+    if uuids is None:
+        return media
+    values = _mapping(uuids, "multi_modal_uuids").get("image")
+    listed = values if isinstance(values, (list, tuple)) else [values]
+    if len(listed) != len(media):
+        raise MediaSourceError(f"multi_modal_uuids has {len(listed)} entries for {len(media)} images.")
+    names = [_short_text(name, "multi_modal_uuids", MAX_UUID_CHARS) for name in listed]
+    return tuple(MediaInput(m.kind, m.value, name, m.grid) for m, name in zip(media, names, strict=True))
+
+
+def _mapping(value: object, name: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise PromptError(f"{name} must be a dict, not {type(value).__name__}.")
+    return value
+
+
+def _short_text(value: object, name: str, limit: int) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > limit:
+        raise PromptError(f"{name} must be text of at most {limit} characters.")
+    return value

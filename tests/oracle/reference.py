@@ -1,0 +1,165 @@
+"""What transformers answers: token ids, logits, greedy tokens and picture embeddings in float32 on the CPU.
+
+Pictures go through the PIL backend of the image processors. The default is torchvision where that is installed, whose
+resize rounds differently (up to 0.03 on normalised pixels), so an unpinned comparison depends on the environment.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The answer to one prompt.
+
+    `token_ids` has a placeholder id at each picture position. `logits` are those of the whole prompt. `greedy` are the
+    argmax tokens that follow and `margins` how far each leads the runner-up: a difference between engines that is
+    larger than the margin can change the token, a smaller one cannot.
+    """
+
+    token_ids: list[int]
+    logits: Floats
+    greedy: list[int]
+    margins: list[float]
+
+
+def reference(
+    folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), *, max_new_tokens: int = 24
+) -> Reference:
+    """Run one prompt (with the family's own placeholder text for pictures) and continue it greedily, never stopping."""
+    if model_type(folder) == "phi3_v":
+        from . import phi3v
+
+        return phi3v.reference(folder, prompt, images, max_new_tokens=max_new_tokens)
+    return _transformers_reference(folder, prompt, images, max_new_tokens)
+
+
+def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Floats]:
+    """The embeddings that stand at each picture's positions, one array of (tokens, hidden) a picture."""
+    if model_type(folder) == "phi3_v":
+        from . import phi3v
+
+        return phi3v.image_features(folder, images)
+    model, processor = load(folder)
+    batch = processor.image_processor(images=list(images), return_tensors="pt")
+    with torch.no_grad():
+        output = model.model.get_image_features(**batch, return_dict=True)
+    return [features.numpy() for features in output.pooler_output]
+
+
+def pixels(folder: str | Path, images: Sequence[Image.Image]) -> dict[str, npt.NDArray[Any]]:
+    """What the image processor hands to the vision tower, by the names transformers uses."""
+    if model_type(folder) == "phi3_v":
+        from . import phi3v
+
+        return phi3v.pixels(folder, images)
+    batch = load(folder)[1].image_processor(images=list(images), return_tensors="np")
+    return {name: np.asarray(values) for name, values in batch.items()}
+
+
+def positions(folder: str | Path, prompt: str, images: Sequence[Image.Image] = ()) -> npt.NDArray[np.int64]:
+    """Qwen2-VL's three rows of rope positions (time, height, width), shape (3, prompt length)."""
+    model, processor = load(folder)
+    inputs = _inputs(processor, prompt, images)
+    rows, _ = model.model.get_rope_index(
+        inputs["input_ids"], inputs["mm_token_type_ids"], image_grid_thw=inputs.get("image_grid_thw")
+    )
+    result: npt.NDArray[np.int64] = rows[:, 0].numpy()
+    return result
+
+
+def model_type(folder: str | Path) -> str:
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return str(config["model_type"])
+
+
+def load(folder: str | Path) -> tuple[Any, Any]:
+    """(model, processor) of a folder, kept until its weights are written anew."""
+    folder = Path(folder).resolve()
+    return _load(folder, (folder / "model.safetensors").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _load(folder: Path, _written: int) -> tuple[Any, Any]:
+    # Not AutoTokenizer by the class that tokenizer_config.json names: LlamaTokenizer of transformers 5 rebuilds the
+    # pipeline and loses the "▁" after special tokens. This class reads tokenizer.json as it is.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    processor: Any
+    if model_type(folder) == "llava":
+        settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+        settings.pop("processor_class")
+        processor = LlavaProcessor(image_processor=image_processor, tokenizer=tokenizer, **settings)
+    else:
+        video_processor = Qwen2VLVideoProcessor()  # unused, but the processor insists on one (it needs torchvision)
+        processor = Qwen2VLProcessor(image_processor, tokenizer, video_processor)
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model.eval(), processor
+
+
+def _inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    return dict(
+        processor(text=[prompt], images=list(images) or None, return_tensors="pt", return_mm_token_type_ids=True)
+    )
+
+
+def _transformers_reference(
+    folder: str | Path, prompt: str, images: Sequence[Image.Image], max_new_tokens: int
+) -> Reference:
+    """Each token from a fresh pass over the whole prefix: no cache whose state could hide a mistake."""
+    model, processor = load(folder)
+    inputs = _inputs(processor, prompt, images)
+    if model_type(folder) == "llava":
+        inputs.pop("mm_token_type_ids", None)
+    token_ids: list[int] = inputs["input_ids"][0].tolist()
+    logits = _forward(model, inputs)
+    prompt_logits, greedy, margins = logits.numpy(), list[int](), list[float]()
+    for step in range(max_new_tokens):
+        if step:
+            logits = _forward(model, _extend(inputs, greedy))
+        token, margin = best(logits[-1])
+        greedy.append(token)
+        margins.append(margin)
+    return Reference(token_ids, prompt_logits, greedy, margins)
+
+
+def best(logits: torch.Tensor) -> tuple[int, float]:
+    """The argmax token and its lead over the second."""
+    top = logits.topk(2)
+    return int(top.indices[0]), float(top.values[0] - top.values[1])
+
+
+def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(**inputs, use_cache=False).logits[0]
+    assert logits.dtype == torch.float32
+    return logits
+
+
+def _extend(inputs: dict[str, torch.Tensor], tokens: list[int]) -> dict[str, torch.Tensor]:
+    """The inputs with text tokens behind the prompt."""
+    tail = {
+        "input_ids": torch.tensor([tokens]),
+        "attention_mask": torch.ones(1, len(tokens), dtype=torch.long),
+        "mm_token_type_ids": torch.zeros(1, len(tokens), dtype=torch.long),
+    }
+    return {name: torch.cat([value, tail[name]], dim=1) if name in tail else value for name, value in inputs.items()}
