@@ -32,7 +32,7 @@ class SamplingParams:
     max_tokens: None means up to the model's length.
     presence_penalty, frequency_penalty: -2 to 2, over the tokens generated so far.
     repetition_penalty: above 0, over prompt and generated tokens; 1 is none.
-    logprobs: for each generated token the likeliest 0 to 20 and the chosen one; prompt_logprobs the same for the prompt.
+    logprobs: for each generated token the likeliest 0 to 20 and the chosen one; prompt_logprobs: of the prompt.
     logit_bias: token id to a number from -100 to 100.
     bad_words: strings that must not be produced.
     allowed_token_ids: if given, only these can be produced.

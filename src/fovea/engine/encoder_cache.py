@@ -1,7 +1,7 @@
 """Pictures' embeddings, kept by identity within a byte budget.
 
 An entry is reserved when a step plans to encode its picture, filled when the tower has run, and held by every sequence
-that has not consumed all its positions yet. Entries nobody holds stay for later requests, least recently used out first.
+that has not consumed all its positions yet. Entries nobody holds stay for later, least recently used out first.
 """
 
 from __future__ import annotations

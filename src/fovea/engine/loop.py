@@ -187,7 +187,7 @@ class Engine:
             token_id, logprobs = next(tokens)
             if token_id < 0:
                 error = RequestFailedError(
-                    "No token can be produced: all are excluded by allowed_token_ids, logit_bias, bad_words or min_tokens."
+                    "No token can be produced: allowed_token_ids, logit_bias, bad_words or min_tokens exclude all."
                 )
                 self._fail(chunk.sequence, error, outputs)
                 continue

@@ -1,7 +1,7 @@
 """Where the bytes go: a plan by arithmetic before anything is allocated, printed at start.
 
-Weights are counted from the spec, activations bounded by the step budgets, and what is left becomes KV blocks. Nothing is
-measured by running the model on made-up input.
+Weights are counted from the spec, activations bounded by the step budgets, and what is left becomes KV blocks. Nothing
+is measured by running the model on made-up input.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def plan_memory(
         max_len = num_blocks * config.block_size
         if config.max_model_len is not None or max_len < config.block_size:
             raise CapacityError(
-                f"The KV cache gets {_size(max(0, budget))}: {max(0, max_len):,} tokens, max_model_len is "
-                f"{wanted_len:,}. Lower max_model_len, or raise gpu_memory_utilization or kv_cache_memory_bytes."
+                f"The KV cache gets {_size(max(0, budget))}: {max(0, max_len):,} tokens, max_model_len "
+                f"is {wanted_len:,}. Lower max_model_len, or raise gpu_memory_utilization or kv_cache_memory_bytes."
             )
     return MemoryPlan(
         weights_bytes=weights_bytes,

@@ -38,8 +38,11 @@ class Runner:
     def _allocate(self, plan: MemoryPlan) -> list[KVPages]:
         spec = self.model.spec.decoder
         shape = (plan.num_blocks, plan.block_size, spec.num_kv_heads, spec.head_dim)
-        options = {"dtype": self.model.dtype, "device": self.model.device}
-        return [(torch.zeros(shape, **options), torch.zeros(shape, **options)) for _ in range(spec.num_layers)]
+
+        def pages() -> Tensor:
+            return torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)
+
+        return [(pages(), pages()) for _ in range(spec.num_layers)]
 
     @torch.inference_mode()
     def encode(self, items: list[MediaItem]) -> float:

@@ -30,7 +30,8 @@ from fovea.core.types import Logprob, TokenLogprobs
 
 BROKEN = -1
 MIN_TEMPERATURE = 1e-5  # below it a draw is greedy, as in vLLM
-LOGPROBS_CHUNK_ELEMENTS = 64 * 1024**2
+LOGPROBS_CHUNK_ELEMENTS = 64 * 1024**2  # of float32
+DRAW_CHUNK_ELEMENTS = 8 * 1024**2  # a draw needs some 32 bytes for each
 _WEIGHT_SCALE = 2.0**32
 _NO_IDS: tuple[int, ...] = ()
 
@@ -74,7 +75,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
 
 def choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """The tokens of `sample` as a tensor [S] on the device of `logits`, without waiting for the device."""
-    assert logits.dim() == 2 and logits.shape[0] == len(rows), "one row of logits for each sequence"
+    assert logits.shape[:-1] == (len(rows),), "one row of logits for each sequence"
     drawn = [i for i, row in enumerate(rows) if is_random(row.params)]
     processed = any(_has_processors(row) for row in rows)
     work = logits.float() if processed or drawn else logits  # [S, V]
@@ -82,7 +83,7 @@ def choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         work = work.clone() if work is logits else work
         _process(work, rows)
     tokens = _argmax(work)  # [S]
-    for group in _by_truncation(drawn, rows):
+    for group in _groups(drawn, rows, logits.shape[1]):
         index = _index(group, logits)
         found = _draw(work[index], [rows[i] for i in group])  # [R]
         tokens[index] = torch.where(tokens[index] == BROKEN, BROKEN, found)
@@ -108,7 +109,8 @@ def is_random(params: SamplingParams) -> bool:
 def make_generator(params: SamplingParams, engine_seed: int, request_number: int, index: int) -> torch.Generator | None:
     """The generator of completion `index`; None if nothing is drawn.
 
-    With params.seed the same whenever and beside whatever it runs; else from the engine's seed and the request's number.
+    With params.seed it is the same whenever and beside whatever it runs; else it follows from the engine's seed and
+    the request's number.
     """
     if not is_random(params):
         return None
@@ -126,7 +128,7 @@ def _argmax(logits: Tensor) -> Tensor:
     return torch.where(torch.isfinite(best), tokens, BROKEN)
 
 
-# --- changes to the logits ---------------------------------------------------------------------------------------------
+# --- changes to the logits -------------------------------------------------------------------------------------------
 
 
 def _has_processors(row: SamplingRow) -> bool:
@@ -232,15 +234,19 @@ def _count(texts: Sequence[Sequence[int]], vocab: int) -> tuple[list[int], list[
     return unique.tolist(), counts.tolist()
 
 
-# --- drawing -----------------------------------------------------------------------------------------------------------
+# --- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def _by_truncation(drawn: Sequence[int], rows: Sequence[SamplingRow]) -> Iterator[list[int]]:
-    """Rows to draw for, in groups that are drawn alike. A row's group follows from its own parameters."""
+def _groups(drawn: Sequence[int], rows: Sequence[SamplingRow], vocab: int) -> Iterator[list[int]]:
+    """Rows to draw for, in groups that are drawn alike and need bounded memory.
+
+    How a row is drawn follows from its own parameters, not from its group.
+    """
+    most = max(1, DRAW_CHUNK_ELEMENTS // vocab)
     for truncated in (False, True):
-        group = [i for i in drawn if _is_truncated(rows[i].params) == truncated]
-        if group:
-            yield group
+        alike = [i for i in drawn if _is_truncated(rows[i].params) == truncated]
+        for start in range(0, len(alike), most):
+            yield alike[start : start + most]
 
 
 def _is_truncated(params: SamplingParams) -> bool:
@@ -261,7 +267,7 @@ def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         top_k = [min(row.params.top_k, vocab) if row.params.top_k > 0 else vocab for row in rows]
         kth = logits.gather(1, _column(top_k, torch.int64, logits) - 1)  # [R, 1]
         weights[logits < kth] = 0.0
-    mass = (weights.double() * _WEIGHT_SCALE).round_().long()  # [R, V]
+    mass = (weights * _WEIGHT_SCALE).round_().long()  # [R, V]
     running = mass.cumsum(dim=-1)  # exact
     total = running[:, -1:]  # [R, 1]
     if order is not None:
@@ -280,11 +286,11 @@ def _uniform(row: SamplingRow) -> float:
     return torch.rand((), dtype=torch.float64, generator=row.generator).item()
 
 
-# --- log-probabilities -------------------------------------------------------------------------------------------------
+# --- log-probabilities -----------------------------------------------------------------------------------------------
 
 
 def _logprobs(logits: Tensor, token_ids: Sequence[int], counts: Sequence[int]) -> list[TokenLogprobs]:
-    """For each row of `logits` [R, V]: its token with its rank, and the likeliest `counts[row]`. Equals share a rank."""
+    """For each row of `logits` [R, V]: its token, and the likeliest `counts[row]`. Equal ones share a rank."""
     logprobs = logits.float().log_softmax(dim=-1)  # [R, V]
     vocab = logprobs.shape[1]
     ids = torch.tensor([min(max(token_id, 0), vocab - 1) for token_id in token_ids]).to(logits.device)

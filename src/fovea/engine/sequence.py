@@ -96,8 +96,8 @@ class Sequence:
     def full_block_hashes(self, block_size: int) -> list[bytes]:
         """A chained hash for each full block of tokens, extended as tokens arrive.
 
-        It covers everything a block's keys depend on: all tokens up to its end, the identity and offset of every picture
-        in it, the rotary regime and the tenant's salt.
+        It covers everything a block's keys depend on: all tokens up to its end, the identity and offset of every
+        picture in it, the rotary regime and the tenant's salt.
         """
         while (len(self.hashes) + 1) * block_size <= self.num_tokens:
             start = len(self.hashes) * block_size

@@ -68,7 +68,7 @@ class Family(ABC):
 
     @abstractmethod
     def read_spec(self) -> ModelSpec:
-        """Read the config. Raises ModelError for what is missing, UnsupportedModelError for what is not implemented."""
+        """Read the config. Raises ModelError for what is missing, UnsupportedModelError for what is unknown."""
 
     @abstractmethod
     def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:

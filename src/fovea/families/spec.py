@@ -131,7 +131,7 @@ class WeightSlot:
 
 @dataclass(frozen=True, slots=True)
 class WeightMap:
-    """Exact checkpoint names to slots; `ignored` prefixes are known to be unused, `renames` map other layouts' prefixes."""
+    """Exact checkpoint names to slots; `ignored` prefixes are unused, `renames` map other layouts' prefixes."""
 
     slots: dict[str, WeightSlot]
     ignored: tuple[str, ...] = ()

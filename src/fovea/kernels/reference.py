@@ -86,9 +86,8 @@ def _prefill(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     if num_queries != num_keys:
         places = torch.arange(num_keys - num_queries, num_keys, device=q.device)
         mask = torch.arange(num_keys, device=q.device) <= places[:, None]
-    out = F.scaled_dot_product_attention(
-        *(x.transpose(0, 1)[None] for x in (q, keys, values)), attn_mask=mask, is_causal=mask is None
-    )
+    rows = [x.transpose(0, 1)[None] for x in (q, keys, values)]
+    out = F.scaled_dot_product_attention(rows[0], rows[1], rows[2], attn_mask=mask, is_causal=mask is None)
     return out[0].transpose(0, 1)
 
 
@@ -101,7 +100,7 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Te
             j += 1
         count, length = j - i, lengths[i]
         end = start + count * length
-        rows = (x[start:end].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
-        parts.append(F.scaled_dot_product_attention(*rows).transpose(1, 2).flatten(0, 1))
+        rows = [x[start:end].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)]
+        parts.append(F.scaled_dot_product_attention(rows[0], rows[1], rows[2]).transpose(1, 2).flatten(0, 1))
         start, i = end, j
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -40,8 +40,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:  # [T, hidden]
         x = x + self.out(self.attend(self.attention_norm(x), pages, batch))
-        x = x + self.down(ops.silu_mul(self.gate_up(self.mlp_norm(x))))
-        return x
+        return x + self.down(ops.silu_mul(self.gate_up(self.mlp_norm(x))))
 
     def attend(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:
         heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)

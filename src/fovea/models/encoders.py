@@ -45,7 +45,7 @@ class ImageEncoder(nn.Module):
         self.projector = Projector(spec.projector, spec.tower.width)
 
     def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
-        """uint8 canvases [height, width, 3] on the model's device to rows [num_tokens, hidden], one for each picture."""
+        """uint8 canvases [height, width, 3] on the model's device to rows [num_tokens, hidden] of each picture."""
         raise NotImplementedError
 
     def normalise(self, canvas: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class MergedGridEncoder(ImageEncoder):
         return list(merged.split([t * h * w // merge**2 for t, h, w in grids]))
 
     def _patches(self, picture: Tensor) -> Tensor:
-        """[3, height, width] to [P, 3 * time * px * px], patches in merge blocks, a still repeated for each time slot."""
+        """[3, height, width] to [P, 3 * time * px * px], patches in merge blocks, a still repeated in time."""
         tower, merge = self.spec.tower, self.spec.projector.merge
         px = tower.patch_px
         blocks = picture.unfold(1, merge * px, merge * px).unfold(2, merge * px, merge * px)  # [3, R, C, m*px, m*px]

@@ -43,6 +43,6 @@ def _download(name: str, config: EngineConfig) -> Path:
         )
     except Exception as error:  # whatever the hub client or the network raises
         raise ModelNotFoundError(
-            f"{name!r} is no local folder, and the hub could not be reached or has no such model. Check the name and the "
-            "connection (and HF_TOKEN for a gated model), or pass the path of a downloaded folder."
+            f"{name!r} is no local folder, and the hub could not be reached or has no such model. Check the name and "
+            "the connection (and HF_TOKEN for a gated model), or pass the path of a downloaded folder."
         ) from error

@@ -31,8 +31,8 @@ def build_empty(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> VL
 def load_weights(model: VLM, folder: Path, weight_map: WeightMap, *, use_tqdm: bool) -> None:
     """Fill every parameter from the safetensors files in `folder`.
 
-    Raises WeightsError naming what is absent: a shard, a tensor, or a parameter no tensor fills; a tensor the model does
-    not know; a shape that differs; a quantised type.
+    Raises WeightsError naming what is absent: a shard, a tensor, or a parameter no tensor fills; a tensor the model
+    does not know; a shape that differs; a quantised type.
     """
     files = checkpoint_files(folder)
     parameters = dict(model.named_parameters())
