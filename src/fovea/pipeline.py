@@ -34,7 +34,7 @@ from fovea.core.types import (
 from fovea.families.base import Family
 from fovea.media.decode import decode
 from fovea.media.digest import array_digest, media_key
-from fovea.media.load import _in_memory as open_source
+from fovea.media.load import open_source
 from fovea.media.probe import MediaLimits, Probe, probe
 from fovea.media.source import MemorySource, parse_image, parse_url
 from fovea.media.transform import apply_plan

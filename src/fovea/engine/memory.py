@@ -73,8 +73,8 @@ def plan_memory(
         max_len = num_blocks * config.block_size
         if config.max_model_len is not None or max_len < config.block_size:
             raise CapacityError(
-                f"The KV cache gets {_size(max(0, budget))}: {max(0, max_len):,} tokens, max_model_len "
-                f"is {wanted_len:,}. Lower max_model_len, or raise gpu_memory_utilization or kv_cache_memory_bytes."
+                f"The KV cache gets {_size(max(0, budget))}: {max(0, max_len):,} tokens; "
+                f"max_model_len is {wanted_len:,}. Lower it, or raise gpu_memory_utilization or kv_cache_memory_bytes."
             )
     return MemoryPlan(
         weights_bytes=weights_bytes,
@@ -88,7 +88,7 @@ def plan_memory(
 
 
 def workspace_bytes(spec: ModelSpec, config: EngineConfig, element_bytes: int) -> int:
-    """An upper bound of what one step holds beside weights and caches: decoder, logits and tower, each at its widest."""
+    """An upper bound of what a step holds beside weights and caches: decoder, logits and tower at their widest."""
     decoder, tower = spec.decoder, spec.tower
     heads = decoder.num_heads + 2 * decoder.num_kv_heads
     row = 4 * decoder.hidden_size + 3 * heads * decoder.head_dim + 3 * decoder.intermediate_size

@@ -72,7 +72,7 @@ class Family(ABC):
 
     @abstractmethod
     def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:
-        """What happens to an upright picture of this size. Raises MediaLimitError if it cannot be shown to the model."""
+        """What happens to an upright picture of this size. Raises MediaLimitError if the model cannot see it."""
 
     @abstractmethod
     def weight_map(self) -> WeightMap:

@@ -21,17 +21,18 @@ _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXE
 
 def load_picture(value: object, limits: MediaLimits) -> Picture:
     """The upright RGB picture of anything parse_image takes, or of a source that parse_url made."""
-    source = _in_memory(value, limits)
+    source = open_source(value, limits)
     probe(source, limits)
     return decode(source)
 
 
 def probe_size(value: object, limits: MediaLimits) -> Probe:
     """Size and format of the same, without decoding."""
-    return probe(_in_memory(value, limits), limits)
+    return probe(open_source(value, limits), limits)
 
 
-def _in_memory(value: object, limits: MediaLimits) -> MemorySource:
+def open_source(value: object, limits: MediaLimits) -> MemorySource:
+    """Anything parse_image takes, or a source that parse_url made, with its bytes in memory and within the limits."""
     source = parse_image(value)
     return _read_file(source, limits) if isinstance(source, FileSource) else source
 
