@@ -86,7 +86,7 @@ class BlockPool:
         self._by_hash.clear()
 
     def check(self) -> None:
-        """Our own invariants; called when the engine is idle and after tests."""
+        """Our own invariants, in time linear in the number of blocks: for tests."""
         owned = sum(1 for count in self._references if count)
         assert owned + len(self._free) == self.num_blocks, "a KV block is neither free nor owned"
         assert all(self._references[block] == 0 for block in self._free), "an owned KV block is in the free list"

@@ -20,6 +20,7 @@ from fovea.engine.runner import Runner, StepResult
 from fovea.engine.sampler import make_generator
 from fovea.engine.scheduler import Chunk, Scheduler
 from fovea.engine.sequence import Sequence
+from fovea.models.vlm import VLM
 
 
 @dataclass(slots=True)
@@ -55,6 +56,10 @@ class Engine:
         self._seed = seed
         self._num_requests = 0
         self._requests: dict[str, _Request] = {}
+
+    @property
+    def model(self) -> VLM:
+        return self._runner.model
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request. Raises RequestError if it could never run."""

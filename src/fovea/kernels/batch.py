@@ -3,7 +3,7 @@
 A step packs the new tokens of all its sequences behind one another without padding. Sequences with one
 new token come first ("decode"), those with more follow ("prefill").
 
-Letters used beside tensors everywhere: T packed tokens, S sequences, N query heads, G KV heads, D head size, B blocks of
+Letters used beside tensors: T packed tokens, S sequences, N query heads, G KV heads, D head size, B blocks of
 a sequence, P patches.
 """
 

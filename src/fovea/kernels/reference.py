@@ -14,9 +14,7 @@ from fovea.kernels.batch import AttentionBatch
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (RMSNorm, arXiv:1910.07467)."""
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return weight * wide.to(x.dtype)
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

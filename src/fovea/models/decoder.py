@@ -44,8 +44,9 @@ class DecoderLayer(nn.Module):
 
     def attend(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:
         heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
-        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        q, k = ops.rotate(q, batch.cos, batch.sin), ops.rotate(k, batch.cos, batch.sin)
+        rotated, v = heads[:, : -self.num_kv_heads], heads[:, -self.num_kv_heads :]
+        rotated = ops.rotate(rotated, batch.cos, batch.sin)
+        q, k = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
         ops.write_kv(k, v, *pages, batch.slots)
         return ops.paged_attention(q, *pages, batch).flatten(1)
 

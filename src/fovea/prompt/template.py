@@ -17,7 +17,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import wraps
@@ -87,8 +87,8 @@ class ChatTemplate:
         self.source = source
         self._tokens = dict(tokens or {})
         self._timeout_s = timeout_s
-        squeezed = sorted({_squeeze(token) for token in special_tokens} - {""}, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, squeezed)) or "(?!)")
+        self._spelled = _any_of(special_tokens)
+        self._special = _any_of(map(_squeeze, special_tokens))
         self._environment = _Environment()
         self._template: jinja2.Template | None = None
         self.content_format: ContentFormat = "string"
@@ -150,7 +150,7 @@ class ChatTemplate:
         self._check_call(chat, add_generation_prompt, continue_final_message)
         extra = self._check_variables(variables)
         plain = self._render(chat, add_generation_prompt, continue_final_message, extra)
-        marks = _Marks(_texts(chat))
+        marks = _Marks(_texts(chat), self._spelled)
         marked = marks.usable()
         while marked:
             text = self._render(marks.apply(chat, marked), add_generation_prompt, continue_final_message, extra)
@@ -336,14 +336,21 @@ def _squeeze(text: str) -> str:
     return "".join(text.split())
 
 
-class _Marks:
-    """Marks around texts: private-use characters and a random number for each request."""
+def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(set(strings) - {""}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
-    def __init__(self, texts: Mapping[_Place, str]) -> None:
+
+class _Marks:
+    """Marks around texts, and inside every special token a text spells, so that no part of a text with a whole special
+    token comes out without a mark. A mark is private-use characters and a random number for each request."""
+
+    def __init__(self, texts: Mapping[_Place, str], special: re.Pattern[str]) -> None:
         self._texts = texts
         self._places = list(texts)
+        self._special = special
         self._nonce = secrets.token_hex(8)
-        self._pattern = re.compile(f"\ue000{self._nonce}([oc])([0-9]+)\ue001")
+        self._pattern = re.compile(f"\ue000{self._nonce}([obc])([0-9]+)\ue001")
 
     def usable(self) -> frozenset[_Place]:
         return frozenset(place for place, text in self._texts.items() if text.strip())
@@ -354,9 +361,10 @@ class _Marks:
         for number, place in enumerate(self._places):
             if place in marked:
                 text = self._texts[place]
-                core = text.strip()
-                lead, trail = text[: text.index(core)], text[text.index(core) + len(core) :]
-                changed[place] = f"{lead}{self._mark('o', number)}{core}{self._mark('c', number)}{trail}"
+                start, end = len(text) - len(text.lstrip()), len(text.rstrip())
+                opening, breaking, closing = (f"\ue000{self._nonce}{kind}{number}\ue001" for kind in "obc")
+                core = self._special.sub(_Breaker(breaking), text[start:end])
+                changed[place] = text[:start] + opening + core + closing + text[end:]
         return _replace_texts(chat, changed)
 
     def split(self, text: str, marked: Collection[_Place]) -> tuple[list[Piece], frozenset[_Place]]:
@@ -364,24 +372,31 @@ class _Marks:
         fields = self._pattern.split(text)  # text, kind, number, text, kind, number, ..., text
         pieces = _Pieces()
         pieces.add(fields[0], trusted=True)
-        seen: dict[int, bool] = {}
+        whole: dict[int, bool] = {}
         opened: int | None = None
+        core = ""
         for kind, digits, following in zip(fields[1::3], fields[2::3], fields[3::3], strict=True):
             number = int(digits)
-            if kind == "o":
-                core = self._texts[self._places[number]].strip()
-                seen[number] = seen.get(number, True) and opened is None and following == core
-                opened = number
+            good = opened == (None if kind == "o" else number)
+            if kind == "c":
+                good = good and core == self._texts[self._places[number]].strip()
+                opened, core = None, ""
             else:
-                seen[number] = seen.get(number, True) and opened == number
-                opened = None
+                opened, core = number, core + following
+            whole[number] = whole.get(number, True) and good
             pieces.add(following, trusted=kind == "c")
         if opened is not None:
-            seen[opened] = False
-        return pieces.items, frozenset(self._places[n] for n, whole in seen.items() if whole) & frozenset(marked)
+            whole[opened] = False
+        return pieces.items, frozenset(self._places[n] for n, good in whole.items() if good) & frozenset(marked)
 
-    def _mark(self, kind: str, number: int) -> str:
-        return f"\ue000{self._nonce}{kind}{number}\ue001"
+
+class _Breaker(NamedTuple):
+    """Puts a mark after the first character of a match."""
+
+    mark: str
+
+    def __call__(self, match: re.Match[str]) -> str:
+        return match.group()[:1] + self.mark + match.group()[1:]
 
 
 class _Pieces:

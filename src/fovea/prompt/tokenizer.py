@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import tokenizers
-from tokenizers.processors import TemplateProcessing
 
 from fovea.core.errors import FoveaError, ModelError, ModelNotFoundError, PromptError
 from fovea.core.log import logger
@@ -117,7 +117,10 @@ class Tokenizer:
         Equal to `encode` of the joined text unless untrusted text spells a special token, alone or together with its
         neighbours. Then the text is cut at the special tokens of the trusted pieces and the rest is plain.
         """
-        parts = [(text, trusted) for text, trusted in pieces if text]
+        filled = [piece for piece in pieces if piece[0]]
+        parts = [
+            ("".join(text for text, _ in run), trusted) for trusted, run in groupby(filled, lambda piece: piece[1])
+        ]
         whole = "".join(text for text, _ in parts)
         hits = self._hits(whole)
         if all(_inside_trusted(hit, whole, parts) for hit in hits):
@@ -211,7 +214,10 @@ def _backend(definition: str, config: Mapping[str, Any], source: str) -> tokeniz
 
 
 def _complete(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """What transformers does after reading the file: missing added tokens, and BOS/EOS where the config says so."""
+    """Add what the config names and the file lacks, as transformers does.
+
+    add_bos_token and add_eos_token of the config are ignored, as there: the file's own post-processor decides.
+    """
     backend.no_truncation()
     backend.no_padding()
     named = _named_tokens(config)
@@ -221,8 +227,6 @@ def _complete(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> token
         if not present[text].special:
             present[text].special = True
             backend.add_special_tokens([present[text]])
-    if "add_bos_token" in config or "add_eos_token" in config:
-        _set_wrapping(backend, config, named)
     return backend
 
 
@@ -237,16 +241,6 @@ def _declared_tokens(config: Mapping[str, Any], named: Mapping[str, str]) -> lis
     known = {token.content for token in tokens}
     wanted = dict.fromkeys(text for text in named.values() if text not in known)
     return tokens + [tokenizers.AddedToken(text, special=True, normalized=False) for text in wanted]
-
-
-def _set_wrapping(backend: tokenizers.Tokenizer, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
-    bos = named.get("bos_token") if config.get("add_bos_token") else None
-    eos = named.get("eos_token") if config.get("add_eos_token") else None
-    wanted = ([backend.token_to_id(bos)] if bos else [], [backend.token_to_id(eos)] if eos else [])
-    if _wrapping(backend) != wanted:
-        layout = [f"{bos}:0"] * bool(bos) + ["$A:0"] + [f"{eos}:0"] * bool(eos)
-        specials = [(text, backend.token_to_id(text)) for text in dict.fromkeys((bos, eos)) if text]
-        backend.post_processor = TemplateProcessing(single=layout, special_tokens=specials)
 
 
 def _wrapping(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:

@@ -1,0 +1,100 @@
+"""The physical limit of a figure: bytes over measured bandwidth, arithmetic over measured matrix rate, the larger time.
+
+Formulas: a decode step reads all decoder weights and the keys and values of its sequences once; a prefill does two
+operations for each weight and token plus attention; a tower the same over patches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fovea.families.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this device reached on a large copy (bytes read plus written) and a large matrix product."""
+
+    bytes_per_s: float
+    flops_per_s: float
+
+
+def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """A few tenths of a second of copying and multiplying; the best of several."""
+    on_gpu = device.type == "cuda"
+    side = 8192 if on_gpu else 1536
+    source = torch.empty((1 << 30) if on_gpu else (1 << 27), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    copy_s = _best(lambda: target.copy_(source), device)
+    product_s = _best(lambda: a @ a, device)
+    return Ceilings(2 * source.numel() / copy_s, 2 * side**3 / product_s)
+
+
+def _best(work: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(8):
+        _wait(device)
+        started = time.perf_counter()
+        work()
+        _wait(device)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one model on one device; seconds unless said otherwise."""
+
+    spec: ModelSpec
+    ceilings: Ceilings
+    element_bytes: int
+
+    def layer_weights(self) -> int:
+        d = self.spec.decoder
+        heads = d.num_heads + 2 * d.num_kv_heads
+        attention = d.hidden_size * d.head_dim * (heads + d.num_heads)
+        return d.num_layers * (attention + 3 * d.hidden_size * d.intermediate_size)
+
+    def head_weights(self) -> int:
+        return self.spec.decoder.hidden_size * self.spec.decoder.vocab_size
+
+    def decode_step_s(self, batch: int, context_tokens: float) -> float:
+        d = self.spec.decoder
+        weights = self.layer_weights() + self.head_weights()
+        kv_bytes = batch * context_tokens * d.kv_bytes_per_token(self.element_bytes)
+        memory_s = (weights * self.element_bytes + kv_bytes) / self.ceilings.bytes_per_s
+        attention = 4 * batch * context_tokens * d.num_heads * d.head_dim * d.num_layers
+        return max(memory_s, (2 * weights * batch + attention) / self.ceilings.flops_per_s)
+
+    def prefill_s(self, prompt_tokens: int, patch_groups: list[int]) -> float:
+        """One request: its prompt, and one tower segment of so many patches for each entry of `patch_groups`."""
+        d = self.spec.decoder
+        attention = 2 * prompt_tokens**2 * d.num_heads * d.head_dim * d.num_layers
+        tower = sum(self.tower_flops(patches) for patches in patch_groups)
+        flops = 2 * self.layer_weights() * prompt_tokens + attention + 2 * self.head_weights() + tower
+        weights_s = self.layer_weights() * self.element_bytes / self.ceilings.bytes_per_s
+        return max(flops / self.ceilings.flops_per_s, weights_s if len(patch_groups) <= 1 else 0.0)
+
+    def tower_flops(self, patches: int) -> float:
+        """One segment: blocks, attention inside it, projector."""
+        t, p = self.spec.tower, self.spec.projector
+        block = 4 * t.width**2 + 2 * t.width * t.mlp_width
+        weights = t.num_layers * block + t.patch_values * t.width
+        attention = 4 * patches**2 * t.width * t.num_layers
+        merged = t.width * p.merge**2 * p.mid_width + p.mid_width * p.out_width
+        return 2 * weights * patches + attention + 2 * merged * patches / p.merge**2
+
+    def request_s(self, prefill_s: float, prompt_tokens: int, out_tokens: int, batch: int) -> float:
+        """Seconds of device time for one of `batch` requests that decode together, phases not overlapped."""
+        step_s = self.decode_step_s(batch, prompt_tokens + out_tokens / 2)
+        return prefill_s + out_tokens * step_s / batch
