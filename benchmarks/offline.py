@@ -10,11 +10,8 @@ of the physical limit (bytes over measured bandwidth, operations over measured m
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -24,7 +21,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.results_file import write_results
+
 TEXT_ONLY = "Tell me a long story about a small engine that reads pictures. " * 30
 QUESTION = "What is the content of this image?"
 WORKLOADS = ("lat", "enc", "thr", "two", "txt", "rep")
@@ -155,34 +153,15 @@ class Bench:
         self.add(Figure(f"one picture, {REPEATS} questions", REPEATS / seconds, "req/s"))
 
     def save(self) -> Path:
-        now = datetime.datetime.now(datetime.UTC)
-        card = self.card().replace(" ", "-")
-        name = f"offline_{Path(self.args.model).name}_{card}_{now:%Y-%m-%d}.json"
-        path = Path(self.args.results) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [{**asdict(figure), "share": figure.share} for figure in self.figures]
-        path.write_text(json.dumps({**self.about(now), "figures": rows}, indent=1) + "\n", encoding="utf-8")
-        return path
-
-    def about(self, now: datetime.datetime) -> dict[str, Any]:
-        import torch
-
-        import fovea
-
         ceilings = self.limits.ceilings
-        return {
-            "date": f"{now:%Y-%m-%d %H:%M} UTC",
-            "commit": self.args.commit or _commit(),
-            "card": self.card(),
-            "host": platform.processor() or platform.machine(),
-            "fovea": fovea.__version__,
-            "torch": torch.__version__,
-            "model": Path(self.args.model).name,
+        content = {
             "dtype": str(self.llm.engine.model.dtype),
-            "arguments": {k: v for k, v in vars(self.args).items() if k not in ("model", "results", "commit")},
+            "arguments": {k: v for k, v in vars(self.args).items() if k not in ("model", "commit")},
             "bandwidth_gb_s": round(ceilings.bytes_per_s / 1e9, 1),
             "matrix_tflop_s": round(ceilings.flops_per_s / 1e12, 2),
+            "figures": [{**asdict(figure), "share": figure.share} for figure in self.figures],
         }
+        return write_results("offline", self.args.model, self.card(), content, commit=self.args.commit)
 
     def card(self) -> str:
         import torch
@@ -212,14 +191,6 @@ def _shape(output: Any, llm: Any) -> tuple[int, list[int]]:
     return len(output.prompt_token_ids), segments
 
 
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="fovea-tiny")
@@ -232,7 +203,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--len", type=int, default=4096, help="max_model_len")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--options", default="{}", help="further LLM options as JSON")
-    parser.add_argument("--results", default=str(RESULTS), help="folder for the JSON")
     parser.add_argument("--commit", default="", help="commit to note, where git is not at hand")
     args = parser.parse_args(argv)
     unknown = set(args.workloads.split(",")) - set(WORKLOADS)

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from fovea.core.config import EngineConfig
-from fovea.core.errors import BatchError, FoveaError, InvalidOptionError
-from fovea.core.log import show_logs
+from fovea.core.errors import BatchError, FoveaError, InvalidOptionError, RequestFailedError
+from fovea.core.log import logger, show_logs
 from fovea.core.params import SamplingParams
 from fovea.core.types import RequestOutput
 from fovea.engine.build import build_engine, media_threads
@@ -187,7 +187,13 @@ class LLM:
             run.abandon()
 
     def _prepare(self, maker: FormMaker, params: SamplingParams, request_id: str, arrived: float) -> Prepared:
-        return self._preparer.prepare(maker(), params, request_id, arrived)
+        try:
+            return self._preparer.prepare(maker(), params, request_id, arrived)
+        except FoveaError:
+            raise
+        except Exception as error:  # the boundary between one prompt and the rest
+            logger.exception("a request could not be prepared")
+            raise RequestFailedError("The request could not be prepared; the log has the cause.") from error
 
 
 _Job = tuple[FormMaker, SamplingParams]

@@ -35,7 +35,12 @@ def build_engine(config: EngineConfig, family: Family, folder: Path, *, use_tqdm
     num_parameters = count_parameters(family)
     dtype = choose_dtype(config, family, device, num_parameters, machine)
     plan = plan_memory(
-        family.spec, config, machine, weights_bytes=num_parameters * dtype.itemsize, element_bytes=dtype.itemsize
+        family.spec,
+        config,
+        machine,
+        weights_bytes=num_parameters * dtype.itemsize,
+        element_bytes=dtype.itemsize,
+        largest_picture_patches=family.largest_picture(config.mm_processor_kwargs),
     )
     logger.info("%s (%.1f M parameters) on %s in %s", family.name, num_parameters / 1e6, device, str(dtype)[6:])
     logger.info("%s", plan)

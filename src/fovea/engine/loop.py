@@ -120,6 +120,11 @@ class Engine:
                     f"Picture {i + 1} makes {needed_bytes} bytes of embeddings; encoder_cache_bytes is "
                     f"{self._encoder_cache.capacity_bytes}. Lower its pixels or raise encoder_cache_bytes."
                 )
+            if item.num_patches > self.plan.max_picture_patches:
+                raise MediaLimitError(
+                    f"Picture {i + 1} has {item.num_patches} patches; memory is planned for "
+                    f"{self.plan.max_picture_patches}. Lower its pixels or raise max_num_batched_patches."
+                )
 
     def _start(self, request: EngineRequest, index: int) -> None:
         entry = self._requests[request.request_id]

@@ -36,6 +36,7 @@ class MemoryPlan:
     num_blocks: int
     block_size: int
     max_model_len: int
+    max_picture_patches: int
 
     @property
     def kv_tokens(self) -> int:
@@ -51,7 +52,13 @@ class MemoryPlan:
 
 
 def plan_memory(
-    spec: ModelSpec, config: EngineConfig, machine: Machine, *, weights_bytes: int, element_bytes: int
+    spec: ModelSpec,
+    config: EngineConfig,
+    machine: Machine,
+    *,
+    weights_bytes: int,
+    element_bytes: int,
+    largest_picture_patches: int,
 ) -> MemoryPlan:
     """Split the device's memory. `machine.free_bytes` is before the weights are loaded.
 
@@ -60,8 +67,10 @@ def plan_memory(
     wanted_len = _wanted_len(spec, config)
     token_bytes = spec.decoder.kv_bytes_per_token(element_bytes)
     block_bytes = token_bytes * config.block_size
-    workspace = workspace_bytes(spec, config, element_bytes)
-    encoder = _encoder_bytes(spec, config, machine, wanted_len, element_bytes)
+    fitting_patches = min(largest_picture_patches, wanted_len * spec.projector.merge**2)
+    max_patches = max(config.max_num_batched_patches, fitting_patches)
+    workspace = workspace_bytes(spec, config, element_bytes, max_patches)
+    encoder = _encoder_bytes(spec, config, machine, min(wanted_len, max_patches), element_bytes)
     if config.kv_cache_memory_bytes is not None:
         budget = config.kv_cache_memory_bytes
     else:
@@ -84,10 +93,11 @@ def plan_memory(
         num_blocks=num_blocks,
         block_size=config.block_size,
         max_model_len=max_len,
+        max_picture_patches=max_patches,
     )
 
 
-def workspace_bytes(spec: ModelSpec, config: EngineConfig, element_bytes: int) -> int:
+def workspace_bytes(spec: ModelSpec, config: EngineConfig, element_bytes: int, max_patches: int) -> int:
     """An upper bound of what a step holds beside weights and caches: decoder, logits and tower at their widest."""
     decoder, tower = spec.decoder, spec.tower
     heads = decoder.num_heads + 2 * decoder.num_kv_heads
@@ -96,7 +106,7 @@ def workspace_bytes(spec: ModelSpec, config: EngineConfig, element_bytes: int) -
     logits = max(config.max_num_seqs, LOGIT_ROWS_AT_ONCE) * decoder.vocab_size * 4 * 3
     patch_row = 6 * tower.width + 2 * tower.mlp_width + tower.patch_values
     pixels = 3 * tower.patch_values * 4
-    patches = config.max_num_batched_patches * (patch_row * element_bytes + pixels)
+    patches = max_patches * (patch_row * element_bytes + pixels)
     return step + logits + patches
 
 
@@ -110,10 +120,9 @@ def _wanted_len(spec: ModelSpec, config: EngineConfig) -> int:
     return config.max_model_len
 
 
-def _encoder_bytes(spec: ModelSpec, config: EngineConfig, machine: Machine, max_len: int, element_bytes: int) -> int:
-    """Room for the embeddings of at least one picture that fills a whole prompt."""
-    row_bytes = spec.decoder.hidden_size * element_bytes
-    least = min(max_len, config.max_num_batched_patches) * row_bytes
+def _encoder_bytes(spec: ModelSpec, config: EngineConfig, machine: Machine, most_rows: int, element_bytes: int) -> int:
+    """Room for the embeddings of at least the largest picture."""
+    least = most_rows * spec.decoder.hidden_size * element_bytes
     if config.encoder_cache_bytes is not None:
         return max(config.encoder_cache_bytes, least)
     usual = CPU_ENCODER_BYTES if machine.device == "cpu" else int(machine.total_bytes * GPU_ENCODER_SHARE)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fovea.core.params import SamplingParams
@@ -33,7 +34,6 @@ MIN_TEMPERATURE = 1e-5  # below it a draw is greedy, as in vLLM
 LOGPROBS_CHUNK_ELEMENTS = 64 * 1024**2  # of float32
 DRAW_CHUNK_ELEMENTS = 8 * 1024**2  # a draw needs some 32 bytes for each
 _WEIGHT_SCALE = 2.0**32
-_NO_IDS: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -146,13 +146,12 @@ def _has_processors(row: SamplingRow) -> bool:
 
 def _process(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
     """Apply the processors of every row to `logits` [S, V] in place."""
-    vocab = logits.shape[1]
     for number, row in enumerate(rows):
         if row.params.allowed_token_ids:
             _allow_only(logits[number], row.params.allowed_token_ids)
     bans = _Entries(logits)
     for number, row in enumerate(rows):
-        bans.add(number, list(_banned_words(row)))
+        bans.add(number, sorted(set(_banned_words(row))))
     bans.write(lambda values, _: torch.full_like(values, -torch.inf))
     bias = _Entries(logits)
     for number, row in enumerate(rows):
@@ -163,20 +162,20 @@ def _process(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
     for number, row in enumerate(rows):
         stops.add(number, sorted(_banned_until_min_tokens(row)))
     stops.write(lambda values, _: torch.full_like(values, -torch.inf))
-    _penalize(logits, rows, vocab)
+    _penalize(logits, rows)
 
 
-def _penalize(logits: Tensor, rows: Sequence[SamplingRow], vocab: int) -> None:
+def _penalize(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
     repeated, counted = _Entries(logits), _Entries(logits)
     for number, row in enumerate(rows):
         params = row.params
+        output = np.asarray(row.output_token_ids, dtype=np.int64)
         if params.repetition_penalty != 1.0:
-            ids, _ = _count([row.prompt_token_ids, row.output_token_ids], vocab)
-            repeated.add(number, ids, [params.repetition_penalty] * len(ids))
+            prompt = np.asarray(row.prompt_token_ids, dtype=np.int64)
+            repeated.add(number, np.unique(np.concatenate([prompt, output])), params.repetition_penalty)
         if params.frequency_penalty or params.presence_penalty:
-            ids, counts = _count([row.output_token_ids], vocab)
-            costs = [params.frequency_penalty * count + params.presence_penalty for count in counts]
-            counted.add(number, ids, costs)
+            ids, counts = np.unique(output, return_counts=True)
+            counted.add(number, ids, params.frequency_penalty * counts + params.presence_penalty)
     repeated.write(lambda values, penalty: torch.where(values > 0, values / penalty, values * penalty))
     counted.write(torch.sub)
 
@@ -186,24 +185,24 @@ class _Entries:
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits
-        self._rows: list[int] = []
-        self._ids: list[int] = []
-        self._values: list[float] = []
+        self._parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
 
-    def add(self, row: int, ids: Sequence[int], values: Sequence[float] | None = None) -> None:
-        vocab = self._logits.shape[1]
-        for token_id, value in zip(ids, values or [0.0] * len(ids), strict=True):
-            if 0 <= token_id < vocab:
-                self._rows.append(row)
-                self._ids.append(token_id)
-                self._values.append(value)
+    def add(self, row: int, ids: ArrayLike, values: ArrayLike = 0.0) -> None:
+        """`ids` of one row, with a value for each or one for all; ids outside the vocabulary are left out."""
+        tokens = np.asarray(ids, dtype=np.int64)
+        inside = (tokens >= 0) & (tokens < self._logits.shape[1])
+        if inside.any():
+            tokens = tokens[inside]
+            wide = np.broadcast_to(np.asarray(values, dtype=np.float32), inside.shape)[inside]
+            self._parts.append((np.full_like(tokens, row), tokens, wide))
 
     def write(self, change: Callable[[Tensor, Tensor], Tensor]) -> None:
-        if not self._rows:
+        if not self._parts:
             return
-        place = (_index(self._rows, self._logits), _index(self._ids, self._logits))
-        values = torch.tensor(self._values, dtype=torch.float32).to(self._logits.device)
-        self._logits[place] = change(self._logits[place], values)
+        rows, tokens, values = (
+            torch.from_numpy(np.concatenate(column)).to(self._logits.device) for column in zip(*self._parts)
+        )
+        self._logits[rows, tokens] = change(self._logits[rows, tokens], values)
 
 
 def _allow_only(logits: Tensor, allowed: Sequence[int]) -> None:
@@ -225,13 +224,6 @@ def _banned_words(row: SamplingRow) -> Iterator[int]:
 
 def _banned_until_min_tokens(row: SamplingRow) -> frozenset[int]:
     return row.stop_token_ids if len(row.output_token_ids) < row.params.min_tokens else frozenset()
-
-
-def _count(texts: Sequence[Sequence[int]], vocab: int) -> tuple[list[int], list[int]]:
-    """The different ids in `texts` and how often each occurs."""
-    ids = np.concatenate([np.asarray(text, dtype=np.int64) for text in texts])
-    unique, counts = np.unique(ids[(ids >= 0) & (ids < vocab)], return_counts=True)
-    return unique.tolist(), counts.tolist()
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------

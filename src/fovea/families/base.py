@@ -75,6 +75,10 @@ class Family(ABC):
         """What happens to an upright picture of this size. Raises MediaLimitError if the model cannot see it."""
 
     @abstractmethod
+    def largest_picture(self, options: Mapping[str, Any]) -> int:
+        """The most patches a picture can have under these options."""
+
+    @abstractmethod
     def weight_map(self) -> WeightMap:
         """Every tensor of a published checkpoint and where it goes."""
 

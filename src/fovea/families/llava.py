@@ -86,6 +86,9 @@ class Llava(Family):
             num_tokens=side * side,
         )
 
+    def largest_picture(self, options: Mapping[str, Any]) -> int:
+        return (self.spec.tile_px // self.spec.tower.patch_px) ** 2
+
     def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
         super().embeds_grid(num_rows, grid)
         side = self.spec.tile_px // self.spec.tower.patch_px

@@ -132,6 +132,10 @@ class Phi3V(Family):
             num_tokens=num_tokens(*tiles),
         )
 
+    def largest_picture(self, options: Mapping[str, Any]) -> int:
+        crops = int(options.get("num_crops", self.num_crops))
+        return (crops + 1) * (TILE_PX // self.spec.tower.patch_px) ** 2
+
     def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
         super().embeds_grid(num_rows, grid)
         sides = [(r, c) for r in range(1, MAX_CROPS + 1) for c in range(1, MAX_CROPS // r + 1)]

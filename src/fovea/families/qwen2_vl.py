@@ -114,6 +114,9 @@ class Qwen2VL(Family):
             num_tokens=grid[1] * grid[2] // merge**2,
         )
 
+    def largest_picture(self, options: Mapping[str, Any]) -> int:
+        return int(options.get("max_pixels", self.max_pixels)) // self.spec.tower.patch_px**2
+
     def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
         merge = self.spec.projector.merge
         if grid is None:
