@@ -18,7 +18,7 @@ from fovea.core.errors import BatchError, FoveaError, InvalidOptionError, Reques
 from fovea.core.log import logger, show_logs
 from fovea.core.params import SamplingParams
 from fovea.core.types import RequestOutput
-from fovea.engine.build import build_engine, media_threads
+from fovea.engine.build import build_engine, media_threads, plan_engine
 from fovea.families.registry import load_family
 from fovea.models.folder import find_model
 from fovea.pipeline import Collector, Prepared, Preparer
@@ -50,8 +50,10 @@ class LLM:
         folder = find_model(self.config.model, self.config)
         tokenizer_folder = find_model(self.config.tokenizer, self.config) if self.config.tokenizer else folder
         self.family = load_family(folder)
-        self.engine = build_engine(self.config, self.family, folder, use_tqdm=use_tqdm)
-        self._preparer = Preparer(self.config, self.family, folder, tokenizer_folder, self.engine.plan.max_model_len)
+        blueprint = plan_engine(self.config, self.family)
+        # Tokenizer and template come before the weights: a mistake there shows in a second, not in a minute.
+        self._preparer = Preparer(self.config, self.family, folder, tokenizer_folder, blueprint.memory.max_model_len)
+        self.engine = build_engine(blueprint, self.config, self.family, folder, use_tqdm=use_tqdm)
         self._num_threads = media_threads(self.config)
         self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fovea-media")
         self._request_numbers = itertools.count()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from fovea.core.log import logger
 from fovea.engine.blocks import BlockPool
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.loop import Engine
-from fovea.engine.memory import Machine, plan_memory
+from fovea.engine.memory import Machine, MemoryPlan, plan_memory
 from fovea.engine.runner import Runner
 from fovea.engine.scheduler import Budgets, Scheduler
 from fovea.families.base import Family
@@ -25,26 +26,40 @@ MEDIA_THREADS_AT_MOST = 8
 CPU_FLOAT32_SHARE = 0.4  # of free memory: larger models run in bfloat16 on a CPU
 
 
-def build_engine(config: EngineConfig, family: Family, folder: Path, *, use_tqdm: bool) -> Engine:
-    """Plan the memory, load the weights, allocate the pages.
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """What will run where: decided before anything large is read or allocated."""
 
-    Raises ModelError or ConfigError when the model cannot run here as asked.
-    """
+    device: torch.device
+    dtype: torch.dtype
+    num_parameters: int
+    memory: MemoryPlan
+
+
+def plan_engine(config: EngineConfig, family: Family) -> Blueprint:
+    """Raises ModelError or ConfigError when the model cannot run here as asked."""
     device = choose_device(config)
     machine = read_machine(device)
     num_parameters = count_parameters(family)
     dtype = choose_dtype(config, family, device, num_parameters, machine)
-    plan = plan_memory(
+    memory = plan_memory(
         family.spec,
         config,
         machine,
         weights_bytes=num_parameters * dtype.itemsize,
         element_bytes=dtype.itemsize,
-        largest_picture_patches=family.largest_picture(config.mm_processor_kwargs),
+        largest_picture_patches=family.largest_picture(family.check_options(config.mm_processor_kwargs)),
     )
-    logger.info("%s (%.1f M parameters) on %s in %s", family.name, num_parameters / 1e6, device, str(dtype)[6:])
+    return Blueprint(device, dtype, num_parameters, memory)
+
+
+def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, folder: Path, *, use_tqdm: bool) -> Engine:
+    """Load the weights and allocate the pages. Raises WeightsError for a bad checkpoint."""
+    dtype, plan = blueprint.dtype, blueprint.memory
+    millions = blueprint.num_parameters / 1e6
+    logger.info("%s (%.1f M parameters) on %s in %s", family.name, millions, blueprint.device, str(dtype)[6:])
     logger.info("%s", plan)
-    model = build_empty(family.spec, dtype, device)
+    model = build_empty(family.spec, dtype, blueprint.device)
     if config.load_format == "dummy":
         fill_dummy(model, config.seed)
     else:

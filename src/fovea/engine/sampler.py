@@ -34,6 +34,7 @@ MIN_TEMPERATURE = 1e-5  # below it a draw is greedy, as in vLLM
 LOGPROBS_CHUNK_ELEMENTS = 64 * 1024**2  # of float32
 DRAW_CHUNK_ELEMENTS = 8 * 1024**2  # a draw needs some 32 bytes for each
 _WEIGHT_SCALE = 2.0**32
+_FAR = 2**62
 
 
 @dataclass(slots=True)
@@ -187,9 +188,11 @@ class _Entries:
         self._logits = logits
         self._parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
 
-    def add(self, row: int, ids: ArrayLike, values: ArrayLike = 0.0) -> None:
+    def add(self, row: int, ids: Sequence[int] | NDArray[np.int64], values: ArrayLike = 0.0) -> None:
         """`ids` of one row, with a value for each or one for all; ids outside the vocabulary are left out."""
-        tokens = np.asarray(ids, dtype=np.int64)
+        # A client's number may be too large for 64 bits.
+        small = ids if isinstance(ids, np.ndarray) else [min(token_id, _FAR) for token_id in ids]
+        tokens = np.asarray(small, dtype=np.int64)
         inside = (tokens >= 0) & (tokens < self._logits.shape[1])
         if inside.any():
             tokens = tokens[inside]
