@@ -7,7 +7,7 @@ the step loop. Neither knows torch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -312,7 +312,13 @@ class Collector:
             return ""
         if completion.detokenizer is not None:
             return completion.detokenizer.text
-        return self._tokenizer.decode(completion.token_ids, skip_special_tokens=self._params.skip_special_tokens)
+        # Behind the prompt's last tokens, as the detokenizer reads them: they decide about a leading space.
+        tail = self._prepared.request.token_ids[-DETOKENIZER_TAIL_TOKENS:]
+        before, whole = self._decode(tail), self._decode([*tail, *completion.token_ids])
+        return whole[len(before) :] if whole.startswith(before) else self._decode(completion.token_ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=self._params.skip_special_tokens)
 
     def _named(self, entry: TokenLogprobs) -> TokenLogprobs:
         texts = {token_id: self._tokenizer.token_text(token_id) for token_id in entry}

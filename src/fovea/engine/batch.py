@@ -37,7 +37,8 @@ def build_batch(chunks: list[Chunk], rope: Rope, block_size: int, device: torch.
         kv_lens=kv_lens,
         slots=_to(np.concatenate([_slots(chunk, block_size) for chunk in chunks]), device),
         block_tables=_to(_block_tables(chunks), device),
-        decode_mask=_decode_mask(kv_lens[:num_decode], block_size, device),
+        kv_lens_tensor=_to(np.asarray(kv_lens, np.int64), device),
+        decode_mask=_decode_mask(kv_lens[:num_decode], block_size) if device.type == "cpu" else None,
         cos=cos,
         sin=sin,
     )
@@ -89,9 +90,8 @@ def _block_tables(chunks: list[Chunk]) -> np.ndarray:
     return tables
 
 
-def _decode_mask(kv_lens: list[int], block_size: int, device: torch.device) -> Tensor | None:
+def _decode_mask(kv_lens: list[int], block_size: int) -> Tensor | None:
     if not kv_lens or min(kv_lens) == max(kv_lens):
         return None
     num_keys = -(-max(kv_lens) // block_size) * block_size
-    lengths = torch.tensor(kv_lens, device=device)
-    return (torch.arange(num_keys, device=device) < lengths[:, None])[:, None, None]
+    return (torch.arange(num_keys) < torch.tensor(kv_lens)[:, None])[:, None, None]

@@ -74,7 +74,9 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
     )
     pool = BlockPool(plan.num_blocks, enable_caching=config.enable_prefix_caching)
     scheduler = Scheduler(budgets, pool, encoder_cache, family.spec.decoder.rope)
-    return Engine(Runner(model, plan, encoder_cache), scheduler, encoder_cache, plan, config.seed)
+    use_graphs = blueprint.device.type == "cuda" and not config.enforce_eager
+    runner = Runner(model, plan, encoder_cache, max_num_seqs=config.max_num_seqs, use_graphs=use_graphs)
+    return Engine(runner, scheduler, encoder_cache, plan, config.seed)
 
 
 def media_threads(config: EngineConfig) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fovea.core.types import MediaItem, TokenLogprobs
 from fovea.engine.batch import build_batch, insert_embeddings
 from fovea.engine.encoder_cache import EncoderCache
+from fovea.engine.graphs import DecodeGraphs
 from fovea.engine.memory import LOGIT_ROWS_AT_ONCE, MemoryPlan
 from fovea.engine.sampler import SamplingRow, prompt_logprobs, sample
 from fovea.engine.scheduler import Chunk
@@ -28,16 +29,27 @@ class StepResult:
 
 
 class Runner:
-    def __init__(self, model: VLM, plan: MemoryPlan, encoder_cache: EncoderCache[Tensor]) -> None:
+    """`num_eager_decodes` counts decode steps that ran without a graph although there are graphs."""
+
+    def __init__(
+        self, model: VLM, plan: MemoryPlan, encoder_cache: EncoderCache[Tensor], *, max_num_seqs: int, use_graphs: bool
+    ) -> None:
         self.model = model
+        self.num_graph_steps = 0
+        self.num_eager_decodes = 0
         self._encoder_cache = encoder_cache
         self._block_size = plan.block_size
         self._rope = model.make_rope()
         self._pages = self._allocate(plan)
+        self._graphs: DecodeGraphs | None = None
+        if use_graphs:
+            with torch.inference_mode():
+                self._graphs = DecodeGraphs(model, self._rope, self._pages, plan, max_num_seqs)
 
     def _allocate(self, plan: MemoryPlan) -> list[KVPages]:
         spec = self.model.spec.decoder
-        shape = (plan.num_blocks, plan.block_size, spec.num_kv_heads, spec.head_dim)
+        # One block more than the pool knows: padded rows of a graph write there.
+        shape = (plan.num_blocks + 1, plan.block_size, spec.num_kv_heads, spec.head_dim)
 
         def pages() -> Tensor:
             return torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)
@@ -55,13 +67,8 @@ class Runner:
     @torch.inference_mode()
     def forward(self, chunks: list[Chunk]) -> StepResult:
         """One packed forward of all chunks, then a token for each that has reached its end."""
-        decoder = self.model.decoder
-        batch = build_batch(chunks, self._rope, self._block_size, self.model.device)
-        x = decoder.embed(batch.token_ids)
-        insert_embeddings(x, chunks, self._encoder_cache)
-        hidden = decoder(x, self._pages, batch.attention)
-        self._score_prompts(hidden, chunks)
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        logits = self._replay(chunks) if self._is_decode(chunks) else self._eager(chunks)
         if not sampling:
             return StepResult()
         rows = [
@@ -75,8 +82,30 @@ class Runner:
             )
             for sequence in sampling
         ]
-        sampled = sample(decoder.logits(hidden[batch.logit_rows]), rows)
+        sampled = sample(logits, rows)
         return StepResult(sampled.token_ids, sampled.logprobs)
+
+    def _is_decode(self, chunks: list[Chunk]) -> bool:
+        if self._graphs is None or any(chunk.num_tokens > 1 for chunk in chunks):
+            return False
+        fits = self._graphs.fits(chunks)
+        self.num_eager_decodes += not fits
+        return fits
+
+    def _replay(self, chunks: list[Chunk]) -> Tensor:
+        assert self._graphs is not None
+        self.num_graph_steps += 1
+        return self._graphs.run(chunks)
+
+    def _eager(self, chunks: list[Chunk]) -> Tensor:
+        """Any mix of chunks; logits of those that sample, in order [rows, vocabulary]."""
+        decoder = self.model.decoder
+        batch = build_batch(chunks, self._rope, self._block_size, self.model.device)
+        x = decoder.embed(batch.token_ids)
+        insert_embeddings(x, chunks, self._encoder_cache)
+        hidden = decoder(x, self._pages, batch.attention)
+        self._score_prompts(hidden, chunks)
+        return decoder.logits(hidden[batch.logit_rows])
 
     def _score_prompts(self, hidden: Tensor, chunks: Rows[Chunk]) -> None:
         """Log-probabilities of the prompt's own tokens, for requests that asked."""

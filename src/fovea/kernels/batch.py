@@ -27,6 +27,7 @@ class AttentionBatch:
     kv_lens: list[int]
     slots: Tensor  # [T] int64
     block_tables: Tensor  # [S, B] int64
-    decode_mask: Tensor | None  # [num_decode, 1, 1, keys]
+    kv_lens_tensor: Tensor  # [S] int64
+    decode_mask: Tensor | None  # [num_decode, 1, 1, keys], for the plain form only
     cos: Tensor  # [T, D / 2] float32
     sin: Tensor  # [T, D / 2] float32

@@ -33,20 +33,29 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
 
 
-def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    """Store k and v [T, G, D] at `slots` of the caches [blocks, block_size, G, D]."""
-    k_cache.flatten(0, 1).index_copy_(0, slots, k)
-    v_cache.flatten(0, 1).index_copy_(0, slots, v)
+def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
+    """Rotate queries and keys, store keys and values at their slots of the pages, return the queries.
+
+    qkv [T, N + 2 G, D] to [T, N, D]; pages are [blocks, block_size, G, D].
+    """
+    num_kv_heads = k_cache.shape[2]
+    rotated = rotate(qkv[:, :-num_kv_heads], batch.cos, batch.sin)
+    k_cache.flatten(0, 1).index_copy_(0, batch.slots, rotated[:, num_heads:])
+    v_cache.flatten(0, 1).index_copy_(0, batch.slots, qkv[:, -num_kv_heads:])
+    return rotated[:, :num_heads]
 
 
 def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
     """Causal attention of the new tokens over their sequences' cached keys: q [T, N, D] to [T, N, D]."""
-    decoding = batch.num_decode
-    parts = []
-    if decoding:
-        parts.append(_decode(q[:decoding], k_cache, v_cache, batch))
-    start = decoding
-    for i in range(decoding, len(batch.query_lens)):
+    decoded = _decode(q[: batch.num_decode], k_cache, v_cache, batch) if batch.num_decode else None
+    return paged_prefill(q, k_cache, v_cache, batch, decoded)
+
+
+def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, decoded: Tensor | None) -> Tensor:
+    """The sequences with several new tokens, behind the finished rows of those with one."""
+    parts = [] if decoded is None else [decoded]
+    start = batch.num_decode
+    for i in range(batch.num_decode, len(batch.query_lens)):
         end = start + batch.query_lens[i]
         keys, values = (_gather(cache, batch.block_tables[i], batch.kv_lens[i]) for cache in (k_cache, v_cache))
         parts.append(_prefill(q[start:end], keys, values))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fovea.families.spec import DecoderSpec, RopeSpec
-from fovea.kernels import reference as ops
+from fovea import kernels as ops
 from fovea.kernels.batch import AttentionBatch
 
 KVPages = tuple[Tensor, Tensor]  # keys and values of one layer, each [blocks, block_size, G, D]
@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
 class DecoderLayer(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self.num_heads, self.head_dim = spec.num_heads, spec.head_dim
         heads = spec.num_heads + 2 * spec.num_kv_heads
         self.attention_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.qkv = nn.Linear(spec.hidden_size, heads * spec.head_dim, bias=spec.qkv_bias)
@@ -44,10 +44,7 @@ class DecoderLayer(nn.Module):
 
     def attend(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:
         heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
-        rotated, v = heads[:, : -self.num_kv_heads], heads[:, -self.num_kv_heads :]
-        rotated = ops.rotate(rotated, batch.cos, batch.sin)
-        q, k = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
-        ops.write_kv(k, v, *pages, batch.slots)
+        q = ops.rotate_and_store(heads, self.num_heads, *pages, batch)
         return ops.paged_attention(q, *pages, batch).flatten(1)
 
 

@@ -363,7 +363,7 @@ class _Marks:
                 text = self._texts[place]
                 start, end = len(text) - len(text.lstrip()), len(text.rstrip())
                 opening, breaking, closing = (f"\ue000{self._nonce}{kind}{number}\ue001" for kind in "obc")
-                core = self._special.sub(_Breaker(breaking), text[start:end])
+                core = _break(self._special, text[start:end], breaking)
                 changed[place] = text[:start] + opening + core + closing + text[end:]
         return _replace_texts(chat, changed)
 
@@ -390,13 +390,9 @@ class _Marks:
         return pieces.items, frozenset(self._places[n] for n, good in whole.items() if good) & frozenset(marked)
 
 
-class _Breaker(NamedTuple):
-    """Puts a mark after the first character of a match."""
-
-    mark: str
-
-    def __call__(self, match: re.Match[str]) -> str:
-        return match.group()[:1] + self.mark + match.group()[1:]
+def _break(pattern: re.Pattern[str], text: str, mark: str) -> str:
+    """Put `mark` after the first character of every match."""
+    return pattern.sub(lambda found: found.group()[:1] + mark + found.group()[1:], text)
 
 
 class _Pieces:

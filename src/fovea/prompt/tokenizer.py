@@ -122,9 +122,9 @@ class Tokenizer:
             ("".join(text for text, _ in run), trusted) for trusted, run in groupby(filled, lambda piece: piece[1])
         ]
         whole = "".join(text for text, _ in parts)
-        hits = self._hits(whole)
-        if all(_inside_trusted(hit, whole, parts) for hit in hits):
-            ids = self.encode(whole, add_special_tokens=False)
+        encoding = self._encode(self._special, whole)
+        if all(_inside_trusted(hit, whole, parts) for hit in self._hits(encoding)):
+            ids = list(encoding.ids)
         else:
             ids = self._encode_cut(whole, parts)
         return [*self._prefix, *ids, *self._suffix] if add_special_tokens else ids
@@ -151,17 +151,21 @@ class Tokenizer:
         )
         return _guard(lambda: backend.encode(text, add_special_tokens=False), error)
 
-    def _hits(self, text: str) -> list[_Hit]:
-        """Where control tokens were read in `text`."""
-        encoding = self._encode(self._special, text)
-        spans = zip(encoding.ids, encoding.offsets, strict=True)
-        return [_Hit(start, end, token_id) for token_id, (start, end) in spans if token_id in self._control]
+    def _hits(self, encoding: tokenizers.Encoding) -> list[_Hit]:
+        """Where control tokens were read in the encoded text."""
+        hits = []
+        for index, token_id in enumerate(encoding.ids):
+            if token_id in self._control:
+                place = encoding.token_to_chars(index)
+                assert place is not None, "a token of the text has a place in it"
+                hits.append(_Hit(place[0], place[1], token_id))
+        return hits
 
     def _encode_cut(self, whole: str, parts: Sequence[tuple[str, bool]]) -> list[int]:
         ids: list[int] = []
         start = position = 0
         for text, trusted in parts:
-            for hit in self._hits(text) if trusted else ():
+            for hit in self._hits(self._encode(self._special, text)) if trusted else ():
                 ids += self._encode_segment(whole[start : position + hit.start], first=start == 0)
                 ids.append(hit.token_id)
                 start = position + hit.end
