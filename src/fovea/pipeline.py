@@ -45,6 +45,7 @@ from fovea.prompt.template import ChatTemplate
 from fovea.prompt.tokenizer import Tokenizer
 
 DETOKENIZER_TAIL_TOKENS = 8
+MAX_CHARS_PER_TOKEN = 256  # the longest runs of blanks in published vocabularies are half of this
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ class Preparer:
             raise MediaLimitError(
                 f"The prompt has {len(form.media)} images; limit_mm_per_prompt allows {self._config.image_limit()}."
             )
+        self._check_text(form.text or "")
         slotted = tokenize(form, self.family, self.tokenizer)
         self._check_length(len(slotted.token_ids))
         started = time.perf_counter()
@@ -133,6 +135,14 @@ class Preparer:
             wrong = next((t for t in getattr(params, name) or () if t >= vocab_size), None)
             if wrong is not None:
                 raise SamplingError(f"{name} has {wrong}; the vocabulary ends at {vocab_size - 1}.")
+
+    def _check_text(self, text: str) -> None:
+        """Before tokenising: no token stands for more characters than this."""
+        most = MAX_CHARS_PER_TOKEN * self._max_model_len
+        if len(text) > most:
+            raise PromptTooLongError(
+                f"The prompt has {len(text)} characters; max_model_len {self._max_model_len} allows at most {most}."
+            )
 
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens >= self._max_model_len:

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fovea.core.errors import InvalidOptionError, ModelError, PromptError
-from fovea.prompt.template import MAX_OUTPUT_CHARS, ChatTemplate, Piece
+from fovea.prompt.pieces import Piece
+from fovea.prompt.sandbox import MAX_OUTPUT_CHARS
+from fovea.prompt.template import ChatTemplate
 from fovea.prompt.tokenizer import Tokenizer
 from tests.prompt.test_tokenizer import MODELS, PUBLISHED, published, reference
 

@@ -9,6 +9,8 @@ from typing import Any, TypeVar, overload
 
 from fovea.core.errors import ModelError, UnsupportedModelError
 
+MAX_FILE_BYTES = 256 * 1024**2
+
 T = TypeVar("T")
 _REQUIRED: Any = object()
 
@@ -24,12 +26,23 @@ def read_json(folder: Path, name: str, *, required: bool = False) -> dict[str, A
             raise ModelError(f"{folder} has no {name}: it is not a complete model folder.")
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ModelError(f"{path} is not readable JSON.") from None
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        raise ModelError(f"{path} is not valid JSON.") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} does not hold a JSON object.")
     return value
+
+
+def read_text(path: Path) -> str:
+    """A file of a model folder as UTF-8. Raises ModelError if it is too large or cannot be read."""
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes > MAX_FILE_BYTES:
+            raise ModelError(f"{path} has {size_bytes} bytes; the limit is {MAX_FILE_BYTES}.")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ModelError(f"{path} cannot be read as UTF-8 text.") from None
 
 
 class Section:

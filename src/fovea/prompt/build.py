@@ -14,7 +14,7 @@ from fovea.core.errors import PlaceholderError, PromptError
 from fovea.core.types import MediaSpan
 from fovea.families.base import Family
 from fovea.prompt.forms import PromptForm
-from fovea.prompt.template import Piece
+from fovea.prompt.pieces import Piece
 from fovea.prompt.tokenizer import Tokenizer
 
 
@@ -104,6 +104,6 @@ def _tokenize_numbered(
 
 def _encode(pieces: list[Piece], tokenizer: Tokenizer) -> list[int]:
     """With the model's BOS, unless the text brings it (a chat template may)."""
-    first = next((piece.text for piece in pieces if piece.text), "")
-    brings_bos = tokenizer.bos_token is not None and first.startswith(tokenizer.bos_token)
+    first = next((piece for piece in pieces if piece.text), Piece("", True))
+    brings_bos = first.trusted and tokenizer.bos_token is not None and first.text.startswith(tokenizer.bos_token)
     return tokenizer.encode_pieces(pieces, add_special_tokens=not brings_bos)

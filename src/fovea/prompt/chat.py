@@ -5,6 +5,7 @@ Pictures stand where their parts stand. What a user types is never read as a pla
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 from fovea.core.errors import PromptError
 from fovea.families.base import Family
 from fovea.prompt.forms import MAX_UUID_CHARS, MediaInput, PromptForm, parse_media
-from fovea.prompt.template import ChatTemplate, Piece
+from fovea.prompt.pieces import Piece
+from fovea.prompt.template import ChatTemplate
 
 IMAGE_PARTS = ("image_url", "input_image", "image_pil", "image", "image_embeds")
 TEXT_PARTS = ("text", "input_text")
@@ -64,15 +66,10 @@ class _Marks:
 
     def resolve(self, piece: Piece) -> list[Piece]:
         """The piece with the family's own text for each picture in place of its mark."""
-        pieces = [piece]
-        for number in range(1, self._count + 1):
-            mark = f"\ue010{self._nonce}.{number}\ue011"
-            for i, part in enumerate(pieces):
-                before, found, after = part.text.partition(mark)
-                if found:
-                    image = Piece(self._family.image_text(number), True)
-                    pieces[i : i + 1] = [Piece(before, part.trusted), image, Piece(after, part.trusted)]
-                    break
+        fields = re.split(f"\ue010{self._nonce}\\.([0-9]+)\ue011", piece.text)  # text, number, text, number, ..., text
+        pieces = [Piece(fields[0], piece.trusted)]
+        for number, text in zip(fields[1::2], fields[2::2], strict=True):
+            pieces += [Piece(self._family.image_text(int(number)), True), Piece(text, piece.trusted)]
         return [part for part in pieces if part.text]
 
 

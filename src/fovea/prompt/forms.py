@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fovea.core.errors import EmbeddingsError, MediaSourceError, PromptError, nearest
-from fovea.prompt.template import Piece
+from fovea.prompt.pieces import Piece
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,6 @@ engine gives up after a fixed number of steps, which becomes a PromptError here)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -24,8 +23,8 @@ import tokenizers
 
 from fovea.core.errors import FoveaError, ModelError, ModelNotFoundError, PromptError
 from fovea.core.log import logger
+from fovea.families.config_reader import read_json, read_text
 
-MAX_FILE_BYTES = 256 * 1024**2
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PROBE = "a"
 
@@ -68,7 +67,7 @@ class Tokenizer:
         """Read the tokenizer of a model folder. `extra_special`: further tokens a user's text must not produce."""
         config = load_tokenizer_config(folder)
         path = folder / "tokenizer.json"
-        definition = _read(path) if path.is_file() else _convert(folder)
+        definition = read_text(path) if path.is_file() else _convert(folder)
         return cls(definition, config, extra_special=extra_special, source=str(path))
 
     @property
@@ -200,12 +199,12 @@ class _Hit(NamedTuple):
 
 def load_tokenizer_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, completed from special_tokens_map.json and added_tokens.json where these exist."""
-    config = _read_json(folder / "tokenizer_config.json")
-    for name, value in _read_json(folder / "special_tokens_map.json").items():
+    config = read_json(folder, "tokenizer_config.json")
+    for name, value in read_json(folder, "special_tokens_map.json").items():
         if config.get(name) is None:
             config[name] = value
     if "added_tokens_decoder" not in config:
-        added = _read_json(folder / "added_tokens.json")
+        added = read_json(folder, "added_tokens.json")
         config["added_tokens_decoder"] = {
             str(token_id): {"content": text} for text, token_id in added.items() if isinstance(token_id, int)
         }
@@ -323,28 +322,6 @@ def _guard(call: Callable[[], T], error: FoveaError) -> T:
         if type(cause).__name__ != "PanicException":
             raise
         raise error from None
-
-
-def _read(path: Path) -> str:
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise ModelError(f"{path} has {size} bytes; the limit is {MAX_FILE_BYTES}.")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} cannot be read as UTF-8 text.") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON.") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} must hold a JSON object.")
-    return content
 
 
 def _convert(folder: Path) -> str:
