@@ -164,7 +164,7 @@ class Engine:
         if not keys:
             return chunks
         for sequence in list(self.scheduler.running):
-            if any(sequence.request.media[i].key in keys for i in sequence.held_media):
+            if sequence.is_running and any(sequence.request.media[i].key in keys for i in sequence.held_media):
                 self._fail(sequence, RequestFailedError("A picture of this request could not be encoded."), outputs)
         for key in keys:
             self._encoder_cache.discard(key)
@@ -190,11 +190,13 @@ class Engine:
         """Take over what a forward produced: computed tokens, new tokens, ends."""
         tokens = iter(zip(result.token_ids, result.logprobs, strict=True))
         for chunk in chunks:
-            samples = chunk.samples
+            token = next(tokens) if chunk.samples else None
+            if not chunk.sequence.is_running:
+                continue  # another completion of its request failed a moment ago
             self.scheduler.settle(chunk)
-            if not samples:
+            if token is None:
                 continue
-            token_id, logprobs = next(tokens)
+            token_id, logprobs = token
             if token_id < 0:
                 error = RequestFailedError(
                     "No token can be produced: allowed_token_ids, logit_bias, bad_words or min_tokens exclude all."

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fovea.core.config import GIB, MIB, EngineConfig
 from fovea.core.errors import CapacityError, InvalidOptionError
+from fovea.engine.sampler import DRAW_CHUNK_ELEMENTS, DRAW_ELEMENT_BYTES
 from fovea.families.spec import ModelSpec
 
 CPU_KV_SHARE, CPU_KV_MAX_BYTES = 0.25, 4 * GIB
@@ -103,7 +104,8 @@ def workspace_bytes(spec: ModelSpec, config: EngineConfig, element_bytes: int, m
     heads = decoder.num_heads + 2 * decoder.num_kv_heads
     row = 4 * decoder.hidden_size + 3 * heads * decoder.head_dim + 3 * decoder.intermediate_size
     step = config.max_num_batched_tokens * row * element_bytes
-    logits = max(config.max_num_seqs, LOGIT_ROWS_AT_ONCE) * decoder.vocab_size * 4 * 3
+    values = max(config.max_num_seqs, LOGIT_ROWS_AT_ONCE) * decoder.vocab_size
+    logits = values * 4 * 3 + min(values, DRAW_CHUNK_ELEMENTS) * DRAW_ELEMENT_BYTES
     patch_row = 6 * tower.width + 2 * tower.mlp_width + tower.patch_values
     pixels = 3 * tower.patch_values * 4
     patches = max_patches * (patch_row * element_bytes + pixels)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,10 +53,12 @@ class Runner:
         # One block more than the pool knows: padded rows of a graph write there.
         shape = (plan.num_blocks + 1, plan.block_size, spec.num_kv_heads, spec.head_dim)
 
-        def pages() -> Tensor:
-            return torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)
-
-        return [(pages(), pages()) for _ in range(spec.num_layers)]
+        device, dtype = self.model.device, self.model.dtype
+        make = _lazy_zeros if device.type == "cpu" else torch.zeros
+        return [
+            (make(shape, dtype=dtype, device=device), make(shape, dtype=dtype, device=device))
+            for _ in range(spec.num_layers)
+        ]
 
     @torch.inference_mode()
     def encode(self, items: list[MediaItem]) -> float:
@@ -123,3 +127,12 @@ class Runner:
         for i in range(0, len(rows), LOGIT_ROWS_AT_ONCE):
             logits = self.model.decoder.logits(rows[i : i + LOGIT_ROWS_AT_ONCE])
             into.extend(prompt_logprobs(logits, next_ids[i : i + LOGIT_ROWS_AT_ONCE], top))
+
+
+def _lazy_zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros whose memory the system hands out when it is first written (calloc): unused pages cost nothing.
+
+    They must be zeros and not just anything: attention multiplies masked values by 0, and 0 * NaN is NaN.
+    """
+    values = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(values).view(dtype).view(shape)

@@ -32,7 +32,8 @@ from fovea.core.types import Logprob, TokenLogprobs
 BROKEN = -1
 MIN_TEMPERATURE = 1e-5  # below it a draw is greedy, as in vLLM
 LOGPROBS_CHUNK_ELEMENTS = 64 * 1024**2  # of float32
-DRAW_CHUNK_ELEMENTS = 8 * 1024**2  # a draw needs some 32 bytes for each
+DRAW_CHUNK_ELEMENTS = 8 * 1024**2
+DRAW_ELEMENT_BYTES = 32  # what a draw holds for each value of a chunk
 _WEIGHT_SCALE = 2.0**32
 _FAR = 2**62
 

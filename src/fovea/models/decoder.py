@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fovea.families.spec import DecoderSpec, RopeSpec
 from fovea import kernels as ops
+from fovea.families.spec import DecoderSpec, RopeSpec
 from fovea.kernels.batch import AttentionBatch
 
 KVPages = tuple[Tensor, Tensor]  # keys and values of one layer, each [blocks, block_size, G, D]
@@ -24,6 +24,17 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.weight, self.eps)
+
+
+class Embedding(nn.Module):
+    """nn.Embedding without its initialisation, which on the meta device costs seconds of imports."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
 
 
 class DecoderLayer(nn.Module):
@@ -52,7 +63,7 @@ class Decoder(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.embed = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.embed = Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(spec) for _ in range(spec.num_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         if not spec.tied_head:
