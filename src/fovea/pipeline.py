@@ -233,6 +233,7 @@ class Collector:
         self._stop = stop
         self._incremental = self._params.detokenize and (live or bool(self._params.stop_strings))
         self._completions = [self._completion() for _ in range(self._params.n)]
+        self._num_live = self._params.n
         self._prompt_logprobs: list[TokenLogprobs | None] | None = None
         self._num_cached_tokens = 0
         self._hits: tuple[bool, ...] = ()
@@ -240,7 +241,7 @@ class Collector:
 
     @property
     def finished(self) -> bool:
-        return all(completion.finish_reason for completion in self._completions)
+        return self._num_live == 0
 
     def add(self, output: TokenOutput) -> None:
         """Take a token. Raises the request's own error if the engine ended it with one."""
@@ -259,6 +260,7 @@ class Collector:
         completion.finish_reason, completion.stop_reason = output.finish_reason, output.stop_token_id
         self._timings = output.timings or self._timings
         self._look_for_stop(completion, output)
+        self._num_live -= completion.finish_reason is not None
 
     def _look_for_stop(self, completion: _Completion, output: TokenOutput) -> None:
         if completion.detokenizer is None or output.token_id is None:
