@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,10 +15,10 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from fovea.core.config import EngineConfig
-from fovea.core.errors import BatchError, FoveaError, InvalidOptionError, RequestFailedError
+from fovea.core.errors import BatchError, FoveaError, InvalidOptionError, RequestError, RequestFailedError
 from fovea.core.log import logger, show_logs
 from fovea.core.params import SamplingParams
-from fovea.core.types import RequestOutput
+from fovea.core.types import RequestOutput, TokenOutput
 from fovea.engine.build import build_engine, media_threads, plan_engine
 from fovea.families.registry import load_family
 from fovea.models.folder import find_model
@@ -57,6 +58,9 @@ class LLM:
         self._num_threads = media_threads(self.config)
         self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fovea-media")
         self._request_numbers = itertools.count()
+        self._lock = threading.RLock()  # around the engine: calls may overlap, from one thread or several
+        self._runs: dict[str, _Run] = {}  # which call a request belongs to
+        self._closed = False
 
     def generate(
         self,
@@ -116,7 +120,7 @@ class LLM:
         "image_pil", "image_pil": picture}. Pictures stand where their parts stand; nothing typed in a text is read as a
         picture or a special token.
         """
-        several = bool(messages) and isinstance(messages[0], (list, tuple))
+        several = isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], (list, tuple))
         conversations = list(messages) if several else [messages]
         jobs = []
         for conversation, params in zip(conversations, _each(sampling_params, len(conversations))):
@@ -151,6 +155,7 @@ class LLM:
 
     def close(self) -> None:
         """Stop the media threads. The object cannot be used afterwards."""
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> LLM:
@@ -181,6 +186,8 @@ class LLM:
 
     def _run(self, jobs: Iterable[_Job], *, live: bool = False) -> Iterator[tuple[int, RequestOutput]]:
         """(number, output) of each job as it ends; with `live` also after every step."""
+        if self._closed:
+            raise RequestError("This LLM is closed. Make a new one.")
         run = _Run(self, iter(jobs), live=live)
         try:
             while run.has_work():
@@ -218,6 +225,7 @@ class _Run:
         self._exhausted = False
         self._ahead: deque[_Ahead] = deque()
         self._open: dict[str, tuple[int, Collector]] = {}
+        self._inbox: list[TokenOutput] = []
         self._most_ahead = PREPARED_AHEAD_PER_THREAD * llm._num_threads
         self._most_open = OPEN_REQUESTS_PER_SLOT * llm.config.max_num_seqs
 
@@ -235,14 +243,18 @@ class _Run:
                 yield failed
             self._prepare_ahead()
         if self._open:
-            yield from self._step()
+            with self._llm._lock:
+                done = self._step()
+            yield from done
 
     def abandon(self) -> None:
         """Leave nothing behind, whatever happened: the caller may have stopped in the middle."""
         for ahead in self._ahead:
             ahead.future.cancel()
-        for request_id in self._open:
-            self._llm.engine.abort(request_id)
+        with self._llm._lock:
+            for request_id in self._open:
+                self._llm.engine.abort(request_id)
+                del self._llm._runs[request_id]
 
     def _prepare_ahead(self) -> None:
         while not self._exhausted and len(self._ahead) < self._most_ahead:
@@ -258,25 +270,34 @@ class _Run:
     def _admit(self, ahead: _Ahead) -> tuple[int, RequestOutput] | None:
         try:
             prepared = ahead.future.result()
-            self._llm.engine.add(prepared.request)
+            with self._llm._lock:
+                self._llm.engine.add(prepared.request)
+                self._llm._runs[ahead.request_id] = self
         except FoveaError as error:
             return ahead.number, _failed(ahead.request_id, None, error)
         collector = Collector(prepared, self._llm._preparer.tokenizer, self._llm.engine.stop, live=self._live)
         self._open[ahead.request_id] = (ahead.number, collector)
         return None
 
-    def _step(self) -> Iterator[tuple[int, RequestOutput]]:
+    def _step(self) -> list[tuple[int, RequestOutput]]:
+        """Run the engine, unless another call's step made tokens of this one already. Returns what is to be given."""
+        if not self._inbox:
+            for token in self._llm.engine.step():
+                run = self._llm._runs.get(token.request_id)
+                if run is not None:
+                    run._inbox.append(token)
+        tokens, self._inbox = self._inbox, []
         touched: dict[str, None] = {}
-        for token in self._llm.engine.step():
-            entry = self._open.get(token.request_id)
-            if entry is None:
+        done = []
+        for token in tokens:
+            if token.request_id not in self._open:
                 continue
-            number, collector = entry
+            number, collector = self._open[token.request_id]
             try:
                 collector.add(token)
             except FoveaError as error:
-                del self._open[token.request_id]
-                yield number, _failed(token.request_id, collector.output(), error)
+                self._forget(token.request_id)
+                done.append((number, _failed(token.request_id, collector.output(), error)))
                 continue
             touched[token.request_id] = None
         for request_id in touched:
@@ -284,9 +305,14 @@ class _Run:
                 continue
             number, collector = self._open[request_id]
             if collector.finished:
-                del self._open[request_id]
+                self._forget(request_id)
             if collector.finished or self._live:
-                yield number, collector.output()
+                done.append((number, collector.output()))
+        return done
+
+    def _forget(self, request_id: str) -> None:
+        del self._open[request_id]
+        del self._llm._runs[request_id]
 
 
 def _failed(request_id: str, partial: RequestOutput | None, error: FoveaError) -> RequestOutput:
@@ -333,7 +359,9 @@ def _each(params: Params, count: int) -> list[SamplingParams]:
         return [SamplingParams()] * count
     if isinstance(params, SamplingParams):
         return [params] * count
-    listed = list(params)
+    listed: list[Any] = list(params) if isinstance(params, (list, tuple)) else [params]
+    if any(not isinstance(item, SamplingParams) for item in listed):
+        raise InvalidOptionError("sampling_params must be a SamplingParams, or a list with one for each prompt.")
     if len(listed) != count:
         raise InvalidOptionError(f"{len(listed)} sampling_params were given for {count} prompts.")
     return listed

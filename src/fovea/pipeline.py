@@ -7,7 +7,7 @@ the step loop. Neither knows torch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from fovea.core.types import (
 from fovea.families.base import Family
 from fovea.media.decode import decode
 from fovea.media.digest import array_digest, media_key
+from fovea.media.fetch import FetchPolicy
 from fovea.media.load import open_source
 from fovea.media.probe import MediaLimits, Probe, probe
 from fovea.media.source import MemorySource, parse_image, parse_url
@@ -88,6 +89,7 @@ class Preparer:
         self._config = config
         self._max_model_len = max_model_len
         self._limits = MediaLimits.from_config(config)
+        self._fetch_policy = FetchPolicy.from_config(config)
         self._options = family.check_options(config.mm_processor_kwargs)
         self._end_ids = family.stop_tokens() | self._end_ids_by_text()
         placeholder_token(family, self.tokenizer)
@@ -108,7 +110,8 @@ class Preparer:
         self._check_length(len(slotted.token_ids))
         started = time.perf_counter()
         options = {**self._options, **self.family.check_options({**self._options, **form.processor_kwargs})}
-        opened = [self._open(media, i, options) for i, media in enumerate(form.media)]
+        known: dict[str, MemorySource] = {}
+        opened = [self._open(media, i, options, known) for i, media in enumerate(form.media)]
         token_ids, spans = expand(slotted, [picture.num_tokens for picture in opened])
         self._check_length(len(token_ids))
         items = tuple(self._item(picture, form.salt) for picture in opened)
@@ -151,19 +154,25 @@ class Preparer:
                 "it, lower the pictures' pixels (mm_processor_kwargs), or raise max_model_len."
             )
 
-    def _open(self, media: MediaInput, number: int, options: dict[str, Any]) -> _Opened:
+    def _open(
+        self, media: MediaInput, number: int, options: dict[str, Any], known: dict[str, MemorySource]
+    ) -> _Opened:
         if media.kind == "embeds":
             return self._open_embeds(media, number)
-        source = open_source(self._parse(media), self._limits)
+        source = self._source(media, known)
         size = probe(source, self._limits)
         plan = self.family.plan_image(size.width_px, size.height_px, options)
         return _Opened(media, source, size, plan, plan.num_tokens, plan.grid)
 
-    def _parse(self, media: MediaInput) -> object:
+    def _source(self, media: MediaInput, known: dict[str, MemorySource]) -> MemorySource:
+        """`known`: what the addresses of this request gave already; each is fetched once."""
         if media.kind == "picture":
-            return parse_image(media.value)
-        root = self._config.allowed_local_media_path
-        return parse_url(media.value, allowed_local_media_path=root, max_bytes=self._limits.max_bytes)
+            return open_source(parse_image(media.value), self._limits)
+        if media.value not in known:
+            root = self._config.allowed_local_media_path
+            source = parse_url(media.value, allowed_local_media_path=root, max_bytes=self._limits.max_bytes)
+            known[media.value] = open_source(source, self._limits, self._fetch_policy)
+        return known[media.value]
 
     def _open_embeds(self, media: MediaInput, number: int) -> _Opened:
         rows, hidden = media.value.shape
@@ -295,16 +304,16 @@ class Collector:
         )
 
     def _completion(self) -> _Completion:
-        if not self._incremental:
-            return _Completion()
-        detokenizer = Detokenizer(
+        return _Completion(detokenizer=self._detokenizer() if self._incremental else None)
+
+    def _detokenizer(self) -> Detokenizer:
+        return Detokenizer(
             self._tokenizer,
             prompt_token_ids_tail=self._prepared.request.token_ids[-DETOKENIZER_TAIL_TOKENS:],
             skip_special_tokens=self._params.skip_special_tokens,
             stop=self._params.stop_strings,
             include_stop=self._params.include_stop_str_in_output,
         )
-        return _Completion(detokenizer=detokenizer)
 
     def _completion_output(self, index: int) -> CompletionOutput:
         completion = self._completions[index]
@@ -324,13 +333,12 @@ class Collector:
             return ""
         if completion.detokenizer is not None:
             return completion.detokenizer.text
-        # Behind the prompt's last tokens, as the detokenizer reads them: they decide about a leading space.
-        tail = self._prepared.request.token_ids[-DETOKENIZER_TAIL_TOKENS:]
-        before, whole = self._decode(tail), self._decode([*tail, *completion.token_ids])
-        return whole[len(before) :] if whole.startswith(before) else self._decode(completion.token_ids)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=self._params.skip_special_tokens)
+        # The same way as while streaming: decoding all at once differs where tokens make up broken UTF-8.
+        detokenizer = self._detokenizer()
+        for token_id in completion.token_ids:
+            detokenizer.push(token_id)
+        detokenizer.finish()
+        return detokenizer.text
 
     def _named(self, entry: TokenLogprobs) -> TokenLogprobs:
         texts = {token_id: self._tokenizer.token_text(token_id) for token_id in entry}

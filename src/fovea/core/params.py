@@ -110,7 +110,7 @@ class SamplingParams:
         _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
 
     def _check_lists(self) -> None:
-        _strings("stop", self.stop_strings, MAX_STOP_STRINGS)
+        _strings("stop", [self.stop] if isinstance(self.stop, str) else self.stop or (), MAX_STOP_STRINGS)
         _strings("bad_words", self.bad_words or (), MAX_LIST_ITEMS)
         _ids("stop_token_ids", self.stop_token_ids or ())
         if self.allowed_token_ids is not None:
@@ -142,10 +142,10 @@ def _integer(name: str, value: object, low: int, high: int | None) -> None:
 
 def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
     span = f"above {low:g} up to {high:g}" if open_low else f"{low:g} to {high:g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (value != value or abs(value) == math.inf):
         raise SamplingError(f"{name} must be a finite number ({span}), not {value!r}.")
     if value < low or value > high or (open_low and value == low):
-        raise SamplingError(f"{name} is {value:g}; permitted: {span}.")
+        raise SamplingError(f"{name} is {str(value)[:20]}; permitted: {span}.")
 
 
 def _strings(name: str, values: object, most: int) -> None:

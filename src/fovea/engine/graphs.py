@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +33,7 @@ class DecodeGraphs:
         rows = POSITION + self._num_positions
         self._staged_rows = torch.zeros(rows, most, dtype=torch.int64).pin_memory()
         self._staged_tables = torch.zeros(most, num_blocks, dtype=torch.int64).pin_memory()
+        self._staged_blocks: list[tuple[list[int], int]] = [([], 0)] * most
         self._rows = torch.zeros(rows, most, dtype=torch.int64, device=model.device)
         self._tables = torch.zeros(most, num_blocks, dtype=torch.int64, device=model.device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
@@ -56,16 +56,27 @@ class DecodeGraphs:
         return logits[: len(chunks)]
 
     def _stage(self, chunks: list[Chunk], size: int) -> None:
-        rows, tables = self._staged_rows.numpy(), self._staged_tables.numpy()
-        rows[:, len(chunks) : size] = 0
-        rows[SLOT, len(chunks) : size] = self._idle_slot
+        rows, count = self._staged_rows.numpy(), len(chunks)
+        rows[:, count:size] = 0
+        rows[SLOT, count:size] = self._idle_slot
+        rows[TOKEN, :count] = [chunk.sequence.token_ids[chunk.start] for chunk in chunks]
+        rows[SLOT, :count] = [self._slot(chunk) for chunk in chunks]
+        rows[KV_LEN, :count] = [chunk.end for chunk in chunks]
+        rows[REGIME, :count] = [chunk.sequence.regime for chunk in chunks]
+        rows[POSITION:, :count] = [chunk.start + chunk.sequence.request.position_delta for chunk in chunks]
         for i, chunk in enumerate(chunks):
-            sequence, place = chunk.sequence, chunk.start
-            slot = sequence.blocks[place // self._block_size] * self._block_size + place % self._block_size
-            position = place + sequence.request.position_delta
-            rows[:POSITION, i] = (sequence.token_ids[place], slot, chunk.end, sequence.regime)
-            rows[POSITION:, i] = position
-            tables[i, : len(sequence.blocks)] = np.asarray(sequence.blocks, np.int64)
+            self._stage_table(i, chunk.sequence.blocks)
+
+    def _slot(self, chunk: Chunk) -> int:
+        block = chunk.sequence.blocks[chunk.start // self._block_size]
+        return block * self._block_size + chunk.start % self._block_size
+
+    def _stage_table(self, row: int, blocks: list[int]) -> None:
+        """Written only where it changed: a sequence keeps its list of blocks until it starts anew; it only grows."""
+        known, length = self._staged_blocks[row]
+        if known is not blocks or length != len(blocks):
+            self._staged_tables.numpy()[row, : len(blocks)] = blocks
+            self._staged_blocks[row] = (blocks, len(blocks))
 
     def _capture_all(self) -> None:
         """Largest first, so that smaller graphs fit into memory that is there already."""

@@ -17,7 +17,7 @@ from fovea.core.types import EngineRequest, EngineTimings, FinishReason, MediaIt
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.memory import MemoryPlan
 from fovea.engine.runner import Runner, StepResult
-from fovea.engine.sampler import make_generator
+from fovea.engine.sampler import make_generator, skip_draws
 from fovea.engine.scheduler import Chunk, Scheduler
 from fovea.engine.sequence import Sequence
 from fovea.models.vlm import VLM
@@ -182,9 +182,19 @@ class Engine:
             logger.exception("a step of %d sequences failed; each is tried alone", len(chunks))
             for chunk in chunks:
                 if chunk.sequence.is_running:
+                    self._rewind(chunk)
                     self._launch([chunk], outputs)
             return
         self._settle(chunks, result, outputs)
+
+    def _rewind(self, chunk: Chunk) -> None:
+        """Undo what a failed forward may have left: a number drawn for the token, prompt tokens scored."""
+        sequence, request = chunk.sequence, chunk.sequence.request
+        del sequence.prompt_logprobs[chunk.start + 1 :]
+        number = self._requests[request.request_id].number
+        sequence.generator = make_generator(request.params, self._seed, number, sequence.index)
+        if sequence.generator is not None:
+            skip_draws(sequence.generator, sequence.num_generated)
 
     def _settle(self, chunks: list[Chunk], result: StepResult, outputs: list[TokenOutput]) -> None:
         """Take over what a forward produced: computed tokens, new tokens, ends."""
@@ -203,7 +213,7 @@ class Engine:
                 )
                 self._fail(chunk.sequence, error, outputs)
                 continue
-            chunk.sequence.token_ids.append(token_id)
+            chunk.sequence.append(token_id)
             self.stats.num_generated_tokens += 1
             self._emit(chunk.sequence, token_id, logprobs, outputs)
 

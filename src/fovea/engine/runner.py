@@ -18,6 +18,7 @@ from fovea.engine.graphs import DecodeGraphs
 from fovea.engine.memory import LOGIT_ROWS_AT_ONCE, MemoryPlan
 from fovea.engine.sampler import SamplingRow, prompt_logprobs, sample
 from fovea.engine.scheduler import Chunk
+from fovea.engine.sequence import Sequence
 from fovea.models.decoder import KVPages
 from fovea.models.vlm import VLM
 
@@ -75,18 +76,7 @@ class Runner:
         logits = self._replay(chunks) if self._is_decode(chunks) else self._eager(chunks)
         if not sampling:
             return StepResult()
-        rows = [
-            SamplingRow(
-                params=sequence.request.params,
-                prompt_token_ids=sequence.request.token_ids,
-                output_token_ids=sequence.generated,
-                stop_token_ids=sequence.request.stop_token_ids,
-                bad_words=sequence.request.bad_words,
-                generator=sequence.generator,
-            )
-            for sequence in sampling
-        ]
-        sampled = sample(logits, rows)
+        sampled = sample(logits, [_sampling_row(sequence) for sequence in sampling])
         return StepResult(sampled.token_ids, sampled.logprobs)
 
     def _is_decode(self, chunks: list[Chunk]) -> bool:
@@ -127,6 +117,20 @@ class Runner:
         for i in range(0, len(rows), LOGIT_ROWS_AT_ONCE):
             logits = self.model.decoder.logits(rows[i : i + LOGIT_ROWS_AT_ONCE])
             into.extend(prompt_logprobs(logits, next_ids[i : i + LOGIT_ROWS_AT_ONCE], top))
+
+
+def _sampling_row(sequence: Sequence) -> SamplingRow:
+    """Made once for a sequence: it refers to the list that grows."""
+    if sequence.sampling_row is None:
+        sequence.sampling_row = SamplingRow(
+            params=sequence.request.params,
+            prompt_token_ids=sequence.request.token_ids,
+            output_token_ids=sequence.generated,
+            stop_token_ids=sequence.request.stop_token_ids,
+            bad_words=sequence.request.bad_words,
+        )
+    sequence.sampling_row.generator = sequence.generator
+    return sequence.sampling_row
 
 
 def _lazy_zeros(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -123,6 +123,12 @@ def make_generator(params: SamplingParams, engine_seed: int, request_number: int
     return generator
 
 
+def skip_draws(generator: torch.Generator, num_tokens: int) -> None:
+    """Bring a fresh generator to where it stands after so many tokens."""
+    for _ in range(num_tokens):
+        _draw_uniform(generator)
+
+
 def _argmax(logits: Tensor) -> Tensor:
     """Likeliest token of each row of `logits` [R, V]; BROKEN where the largest is not finite."""
     tokens = logits.argmax(dim=-1)
@@ -279,7 +285,11 @@ def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
 def _uniform(row: SamplingRow) -> float:
     assert row.generator is not None, "a row with a temperature needs a generator"
-    return torch.rand((), dtype=torch.float64, generator=row.generator).item()
+    return _draw_uniform(row.generator)
+
+
+def _draw_uniform(generator: torch.Generator) -> float:
+    return torch.rand((), dtype=torch.float64, generator=generator).item()
 
 
 # --- log-probabilities -----------------------------------------------------------------------------------------------

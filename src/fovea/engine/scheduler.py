@@ -125,7 +125,8 @@ class Scheduler:
     def _plan_running(self, sequence: Sequence, tokens_left: int, patches: _PatchBudget, plan: StepPlan) -> int:
         self._follow_regime(sequence)
         end = min(sequence.num_tokens, sequence.num_computed + tokens_left)
-        end = self._secure_media(sequence, end, patches, plan)
+        if sequence.num_computed < sequence.num_prompt_tokens:
+            end = self._secure_media(sequence, end, patches, plan)
         if end == sequence.num_computed:
             return 0
         while not self._secure_blocks(sequence, end):
@@ -175,7 +176,10 @@ class Scheduler:
         return self.pool.find(sequence.full_block_hashes(size)[: (sequence.num_tokens - 1) // size])
 
     def _secure_blocks(self, sequence: Sequence, end: int) -> bool:
-        taken = self.pool.take(self._num_blocks(end) - len(sequence.blocks))
+        missing = self._num_blocks(end) - len(sequence.blocks)
+        if missing <= 0:
+            return True
+        taken = self.pool.take(missing)
         if taken is None:
             return False
         sequence.blocks.extend(taken)

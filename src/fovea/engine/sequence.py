@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from fovea.engine.sampler import SamplingRow
+
 
 @dataclass(slots=True)
 class Clock:
@@ -54,7 +56,9 @@ class Sequence:
         self.request = request
         self.index = index
         self.generator = generator
+        self.sampling_row: SamplingRow | None = None  # made by the runner when it is first sampled
         self.token_ids: list[int] = list(request.token_ids)
+        self.generated: list[int] = []
         self.num_prompt_tokens = len(request.token_ids)
         self.num_computed = 0
         self.num_cached_tokens = 0
@@ -74,11 +78,11 @@ class Sequence:
 
     @property
     def num_generated(self) -> int:
-        return len(self.token_ids) - self.num_prompt_tokens
+        return len(self.generated)
 
-    @property
-    def generated(self) -> list[int]:
-        return self.token_ids[self.num_prompt_tokens :]
+    def append(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        self.generated.append(token_id)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fovea.core.errors import EmbeddingsError, InvalidOptionError, UnsupportedModelError, nearest
+from fovea.core.errors import EmbeddingsError, InvalidOptionError, ModelError, UnsupportedModelError, nearest
 from fovea.core.types import ImagePlan, MediaSpan
 from fovea.families.config_reader import Section, read_json
 from fovea.families.spec import ModelSpec, WeightMap
@@ -98,7 +98,7 @@ class Family(ABC):
         for name, value in options.items():
             if name not in self.processor_options:
                 known = ", ".join(sorted(self.processor_options)) or "none"
-                hint = nearest(name, self.processor_options)
+                hint = nearest(str(name), self.processor_options)
                 raise InvalidOptionError(f"mm_processor_kwargs has {name!r}; {self.name} takes: {known}.{hint}")
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InvalidOptionError(
@@ -126,8 +126,11 @@ class Family(ABC):
         """Ids that end an answer."""
         ids: set[int] = set()
         for source in (self.files.generation, self.files.config):
-            value = source.get("eos_token_id")
-            ids.update([value] if isinstance(value, int) else value or [])
+            value = source.get("eos_token_id") or []
+            listed = value if isinstance(value, list) else [value]
+            if any(isinstance(token, bool) or not isinstance(token, int) for token in listed):
+                raise ModelError("'eos_token_id' must be a token id or a list of them.")
+            ids.update(listed)
             if ids:
                 break
         return frozenset(ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -71,6 +72,19 @@ class Section:
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ModelError(f"{self._where}: {key!r} is {value!r}, expected {kind.__name__}.")
+        return value
+
+    def count(self, key: str, default: int = _REQUIRED) -> int:
+        """A whole number from 1: sizes and numbers of things."""
+        value = self.get(int, key, default)
+        if value < 1:
+            raise ModelError(f"{self._where}: {key!r} is {value}; it must be 1 or more.")
+        return value
+
+    def positive(self, key: str, default: float = _REQUIRED) -> float:
+        value = self.get(float, key, default)
+        if not 0.0 < value < math.inf:
+            raise ModelError(f"{self._where}: {key!r} is {value}; it must be above 0.")
         return value
 
     def section(self, key: str) -> Section:

@@ -34,16 +34,16 @@ class Llava(Family):
         text.expect("rope_scaling")
         tied = self.config.get(bool, "tie_word_embeddings", False)
         decoder = llama_decoder(text, plain_rope(_rope_theta(text)), qkv_bias=False, tied_head=tied)
-        self._total_layers = vision.get(int, "num_hidden_layers", 24)
+        self._total_layers = vision.count("num_hidden_layers", 24)
         layer = self.config.get(int, "vision_feature_layer", -2)
         tower = clip_tower(
-            width=vision.get(int, "hidden_size", 1024),
+            width=vision.count("hidden_size", 1024),
             num_layers=layer % (self._total_layers + 1),
-            num_heads=vision.get(int, "num_attention_heads", 16),
-            mlp_width=vision.get(int, "intermediate_size", 4096),
-            patch_px=vision.get(int, "patch_size", 14),
-            image_px=vision.get(int, "image_size", 336),
-            eps=vision.get(float, "layer_norm_eps", 1e-5),
+            num_heads=vision.count("num_attention_heads", 16),
+            mlp_width=vision.count("intermediate_size", 4096),
+            patch_px=vision.count("patch_size", 14),
+            image_px=vision.count("image_size", 336),
+            eps=vision.positive("layer_norm_eps", 1e-5),
         )
         return ModelSpec(
             decoder=decoder,
@@ -53,14 +53,14 @@ class Llava(Family):
             image_mean=self.triple("image_mean", CLIP_MEAN),
             image_std=self.triple("image_std", CLIP_STD),
             dtype=self.dtype("float16"),
-            tile_px=self._image_px(vision.get(int, "image_size", 336)),
+            tile_px=self._image_px(vision.count("image_size", 336)),
         )
 
     def _image_px(self, tower_px: int) -> int:
         """The side of the square crop; it must be what the tower's position table was made for."""
         crop = self.files.preprocessor.get("crop_size") or tower_px
-        sides = {crop} if isinstance(crop, int) else {crop.get("height"), crop.get("width")}
-        if sides != {tower_px}:
+        sides = [crop.get("height"), crop.get("width")] if isinstance(crop, dict) else [crop]
+        if any(side != tower_px for side in sides):
             raise UnsupportedModelError(
                 f"preprocessor_config.json: 'crop_size' is {crop!r}, the tower takes {tower_px}."
             )
@@ -120,4 +120,4 @@ class Llava(Family):
 def _rope_theta(text: Any) -> float:
     parameters = text.section("rope_parameters")
     parameters.expect("rope_type", "default")
-    return float(text.get(float, "rope_theta", parameters.get(float, "rope_theta", 10000.0)))
+    return float(text.positive("rope_theta", parameters.positive("rope_theta", 10000.0)))

@@ -23,20 +23,20 @@ def plain_rope(theta: float, sections: tuple[int, ...] | None = None) -> RopeSpe
 def llama_decoder(text: Section, rope: RopeSpec, *, qkv_bias: bool, tied_head: bool) -> DecoderSpec:
     """A Llama-shaped decoder from the usual keys; defaults are LlamaConfig's, which published configs rely on."""
     text.expect("hidden_act", "silu")
-    hidden_size, num_heads = text.get(int, "hidden_size", 4096), text.get(int, "num_attention_heads", 32)
+    hidden_size, num_heads = text.count("hidden_size", 4096), text.count("num_attention_heads", 32)
     return DecoderSpec(
-        vocab_size=text.get(int, "vocab_size", 32000),
+        vocab_size=text.count("vocab_size", 32000),
         hidden_size=hidden_size,
-        intermediate_size=text.get(int, "intermediate_size", 11008),
-        num_layers=text.get(int, "num_hidden_layers", 32),
+        intermediate_size=text.count("intermediate_size", 11008),
+        num_layers=text.count("num_hidden_layers", 32),
         num_heads=num_heads,
-        num_kv_heads=text.get(int, "num_key_value_heads", num_heads),
-        head_dim=text.get(int, "head_dim", hidden_size // num_heads),
-        norm_eps=text.get(float, "rms_norm_eps", 1e-6),
+        num_kv_heads=text.count("num_key_value_heads", num_heads),
+        head_dim=text.count("head_dim", hidden_size // num_heads),
+        norm_eps=text.positive("rms_norm_eps", 1e-6),
         rope=rope,
         qkv_bias=qkv_bias,
         tied_head=tied_head,
-        max_positions=text.get(int, "max_position_embeddings", 2048),
+        max_positions=text.count("max_position_embeddings", 2048),
     )
 
 

@@ -46,18 +46,18 @@ class Phi3V(Family):
         layout.expect("projection_cls", "mlp")
         layout.expect("use_hd_transform", True)
         layout.expect("with_learnable_separator", True)
-        width = vision.get(int, "image_dim_out", 1024)
-        self._total_layers = vision.get(int, "num_hidden_layers", CLIP_LAYERS)
+        width = vision.count("image_dim_out", 1024)
+        self._total_layers = vision.count("num_hidden_layers", CLIP_LAYERS)
         tower = clip_tower(
             width=width,
             num_layers=self._total_layers + 1 + vision.get(int, "layer_idx", FEATURE_LAYER),
             num_heads=width // CLIP_HEAD_DIM,
-            mlp_width=vision.get(int, "intermediate_size", CLIP_MLP_WIDTH),
+            mlp_width=vision.count("intermediate_size", CLIP_MLP_WIDTH),
             patch_px=14,
             image_px=TILE_PX,
             eps=1e-5,
         )
-        self.num_crops = self.preprocessor.get(int, "num_crops", 1)
+        self.num_crops = self.preprocessor.count("num_crops", 1)
         return ModelSpec(
             decoder=decoder,
             tower=tower,
@@ -73,17 +73,17 @@ class Phi3V(Family):
 
     def _decoder(self) -> DecoderSpec:
         config = self.config
-        max_positions = config.get(int, "max_position_embeddings", 131072)
+        max_positions = config.count("max_position_embeddings", 131072)
         if config.get(int, "sliding_window", max_positions) < max_positions:
             raise UnsupportedModelError("config.json: 'sliding_window' is shorter than the context.")
-        head_dim = config.get(int, "hidden_size") // config.get(int, "num_attention_heads")
+        head_dim = config.count("hidden_size") // config.count("num_attention_heads")
         tied = config.get(bool, "tie_word_embeddings", False)
         return llama_decoder(config, self._rope(head_dim, max_positions), qkv_bias=False, tied_head=tied)
 
     def _rope(self, head_dim: int, max_positions: int) -> RopeSpec:
         """Two sets of frequencies; the long one once prompt and answer exceed the original context ("su" rope)."""
-        theta = self.config.get(float, "rope_theta", 10000.0)
-        original = self.config.get(int, "original_max_position_embeddings", 4096)
+        theta = self.config.positive("rope_theta", 10000.0)
+        original = self.config.count("original_max_position_embeddings", 4096)
         scaling = self.config.section("rope_scaling")
         scaling.expect("type", "su", "longrope")
         scaling.expect("rope_type", "su", "longrope")

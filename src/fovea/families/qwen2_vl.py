@@ -32,19 +32,19 @@ class Qwen2VL(Family):
         vision = self.config.section("vision_config")
         vision.expect("hidden_act", "quick_gelu")
         decoder = llama_decoder(text, self._rope(text), qkv_bias=True, tied_head=self._tied(text))
-        embed_dim = vision.get(int, "embed_dim", 1280)
+        embed_dim = vision.count("embed_dim", 1280)
         tower = TowerSpec(
-            num_layers=vision.get(int, "depth", 32),
+            num_layers=vision.count("depth", 32),
             width=embed_dim,
-            num_heads=vision.get(int, "num_heads", 16),
-            mlp_width=int(embed_dim * vision.get(float, "mlp_ratio", 4.0)),
+            num_heads=vision.count("num_heads", 16),
+            mlp_width=int(embed_dim * vision.positive("mlp_ratio", 4.0)),
             activation="quick_gelu",
             norm_eps=1e-6,
-            patch_px=vision.get(int, "patch_size", 14),
-            temporal_patch=vision.get(int, "temporal_patch_size", 2),
+            patch_px=vision.count("patch_size", 14),
+            temporal_patch=vision.count("temporal_patch_size", 2),
             rope_theta=10000.0,
         )
-        merge = vision.get(int, "spatial_merge_size", 2)
+        merge = vision.count("spatial_merge_size", 2)
         self._read_pixel_range()
         return ModelSpec(
             decoder=decoder,
@@ -66,21 +66,21 @@ class Qwen2VL(Family):
         scaling.expect("type", "mrope", "default")
         scaling.expect("rope_type", "mrope", "default")
         sections = tuple(int(n) for n in scaling.floats("mrope_section"))
-        heads = text.get(int, "num_attention_heads")
-        head_dim = text.get(int, "head_dim", text.get(int, "hidden_size") // heads)
+        heads = text.count("num_attention_heads")
+        head_dim = text.count("head_dim", text.count("hidden_size") // heads)
         if len(sections) != 3 or sum(sections) != head_dim // 2:
             raise UnsupportedModelError(
                 f"config.json: 'mrope_section' is {list(sections)}; it must add up to {head_dim // 2}."
             )
-        theta = text.get(float, "rope_theta", scaling.get(float, "rope_theta", 1e6))
+        theta = text.positive("rope_theta", scaling.positive("rope_theta", 1e6))
         return plain_rope(theta, sections)
 
     def _read_pixel_range(self) -> None:
         size = self.preprocessor.section("size") if "size" in self.preprocessor else self.preprocessor
-        fallback_min = size.get(int, "shortest_edge", DEFAULT_MIN_PIXELS)
-        fallback_max = size.get(int, "longest_edge", DEFAULT_MAX_PIXELS)
-        self.min_pixels = self.preprocessor.get(int, "min_pixels", fallback_min)
-        self.max_pixels = self.preprocessor.get(int, "max_pixels", fallback_max)
+        fallback_min = size.count("shortest_edge", DEFAULT_MIN_PIXELS)
+        fallback_max = size.count("longest_edge", DEFAULT_MAX_PIXELS)
+        self.min_pixels = self.preprocessor.count("min_pixels", fallback_min)
+        self.max_pixels = self.preprocessor.count("max_pixels", fallback_max)
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         checked = super().check_options(options)

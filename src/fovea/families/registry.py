@@ -20,6 +20,8 @@ def load_family(folder: Path) -> Family:
     """
     files = ModelFiles.read(folder)
     names = files.config.get("architectures") or []
+    if not isinstance(names, list) or any(not isinstance(name, str) for name in names):
+        raise UnsupportedModelError(f"{folder}: 'architectures' in config.json must be a list of names.")
     for family in FAMILIES:
         if set(family.architectures) & set(names):
             return family(files)

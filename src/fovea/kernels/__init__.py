@@ -10,9 +10,17 @@ from torch import Tensor
 
 from fovea.kernels import reference
 from fovea.kernels.batch import AttentionBatch
-from fovea.kernels.reference import rms_norm
+from fovea.kernels.reference import rms_norm, segment_attention
 
-__all__ = ["paged_attention", "rms_norm", "rotate_and_store", "silu_mul"]
+__all__ = [
+    "paged_attention",
+    "quick_gelu",
+    "rms_norm",
+    "rotate_and_store",
+    "rotate_qk",
+    "segment_attention",
+    "silu_mul",
+]
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -22,6 +30,24 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
         return fused(gate_up)
     return reference.silu_mul(gate_up)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """See reference.quick_gelu."""
+    if x.is_cuda:
+        from fovea.kernels.elementwise import quick_gelu as fused
+
+        return fused(x)
+    return reference.quick_gelu(x)
+
+
+def rotate_qk(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """See reference.rotate_qk."""
+    if qkv.is_cuda:
+        from fovea.kernels.elementwise import rotate_qk as fused
+
+        return fused(qkv, cos, sin)
+    return reference.rotate_qk(qkv, cos, sin)
 
 
 def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:

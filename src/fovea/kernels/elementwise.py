@@ -1,4 +1,4 @@
-"""Small operations in one pass over memory each: rotary positions with the KV write, SiLU times up."""
+"""Small operations in one pass over memory each: rotary positions (with the KV write), SiLU times up, quick GELU."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fovea.kernels.batch import AttentionBatch
+from fovea.kernels.reference import QUICK_GELU_SLOPE
 
 COLUMNS_AT_ONCE = 1024
+HEADS_AT_ONCE = 8
 
 
 @triton.jit
@@ -70,3 +72,49 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     grid = (rows, triton.cdiv(width, COLUMNS_AT_ONCE))
     _silu_mul[grid](gate_up, out, width, COLUMNS=COLUMNS_AT_ONCE, num_warps=4)
     return out
+
+
+@triton.jit
+def _quick_gelu(x, out, count, slope, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    places = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    real = places < count
+    value = tl.load(x + places, mask=real, other=0.0)
+    wide = value.to(tl.float32)
+    tl.store(out + places, (wide / (1.0 + tl.exp(-slope * wide))).to(value.dtype), mask=real)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """In float32 inside, rounded once."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    grid = (triton.cdiv(x.numel(), COLUMNS_AT_ONCE),)
+    _quick_gelu[grid](x, out, x.numel(), QUICK_GELU_SLOPE, COLUMNS=COLUMNS_AT_ONCE, num_warps=4)
+    return out
+
+
+@triton.jit
+def _rotate_qk(  # type: ignore[no-untyped-def]
+    qkv, cos, sin, ALL_HEADS: tl.constexpr, TURNED: tl.constexpr, HALF: tl.constexpr, PADDED: tl.constexpr,
+    HEADS: tl.constexpr,
+):  # fmt: skip
+    patch, heads = tl.program_id(0).to(tl.int64), tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    dims = tl.arange(0, PADDED)
+    real = (heads < TURNED)[:, None] & (dims < HALF)[None, :]
+    at = qkv + (patch * ALL_HEADS + heads)[:, None] * 2 * HALF + dims[None, :]
+    low, high = tl.load(at, mask=real, other=0.0), tl.load(at + HALF, mask=real, other=0.0)
+    c = tl.load(cos + patch * HALF + dims, mask=dims < HALF, other=0.0)[None, :]
+    s = tl.load(sin + patch * HALF + dims, mask=dims < HALF, other=0.0)[None, :]
+    x, y = low.to(tl.float32), high.to(tl.float32)
+    tl.store(at, (x * c - y * s).to(low.dtype), mask=real)
+    tl.store(at + HALF, (y * c + x * s).to(high.dtype), mask=real)
+
+
+def rotate_qk(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """In place: [P, 3 heads, D], contiguous."""
+    num_patches, all_heads, head_dim = qkv.shape
+    turned = 2 * all_heads // 3
+    _rotate_qk[(num_patches, triton.cdiv(turned, HEADS_AT_ONCE))](
+        qkv, cos, sin, ALL_HEADS=all_heads, TURNED=turned, HALF=head_dim // 2,
+        PADDED=triton.next_power_of_2(head_dim // 2), HEADS=HEADS_AT_ONCE, num_warps=4,
+    )  # fmt: skip
+    return qkv

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fovea.kernels.batch import AttentionBatch
 
+QUICK_GELU_SLOPE = 1.702
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (RMSNorm, arXiv:1910.07467)."""
@@ -31,6 +33,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     low, high = x.float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+
+
+def rotate_qk(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the query and key heads of [P, 3 heads, D], values stay. A kernel may do it in place."""
+    turned = 2 * qkv.shape[1] // 3
+    return torch.cat((rotate(qkv[:, :turned], cos, sin), qkv[:, turned:]), dim=1)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x) (arXiv:1606.08415 section 2)."""
+    return x * torch.sigmoid(QUICK_GELU_SLOPE * x)
 
 
 def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:

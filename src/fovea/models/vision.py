@@ -10,15 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fovea import kernels as ops
 from fovea.families.spec import Activation, TowerSpec
-from fovea.kernels import reference as ops
-
-QUICK_GELU_SLOPE = 1.702  # x * sigmoid(1.702 x), arXiv:1606.08415 section 2
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
     if kind == "quick_gelu":
-        return x * torch.sigmoid(QUICK_GELU_SLOPE * x)
+        return ops.quick_gelu(x)
     return F.gelu(x) if kind == "gelu" else F.silu(x)
 
 
@@ -34,9 +32,10 @@ class VisionBlock(nn.Module):
         self.down = nn.Linear(spec.mlp_width, spec.width)
 
     def forward(self, x: Tensor, lengths: list[int], rope: tuple[Tensor, Tensor] | None) -> Tensor:  # [P, width]
-        q, k, v = self.qkv(self.norm1(x)).view(x.shape[0], 3, -1, self.head_dim).unbind(1)
+        heads = self.qkv(self.norm1(x)).view(x.shape[0], -1, self.head_dim)
         if rope is not None:
-            q, k = ops.rotate(q, *rope), ops.rotate(k, *rope)
+            heads = ops.rotate_qk(heads, *rope)
+        q, k, v = heads.chunk(3, dim=1)
         x = x + self.out(ops.segment_attention(q, k, v, lengths).flatten(1))
         return x + self.down(activate(self.up(self.norm2(x)), self.activation))
 

@@ -59,7 +59,10 @@ def load_weights(model: VLM, folder: Path, weight_map: WeightMap, *, use_tqdm: b
 def checkpoint_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, each of which exists."""
     index = read_json(folder, INDEX_FILE)
-    names = sorted(set(index.get("weight_map", {}).values())) or [SINGLE_FILE]
+    places = index.get("weight_map", {})
+    if not isinstance(places, dict) or any(not isinstance(name, str) for name in places.values()):
+        raise WeightsError(f"{folder / INDEX_FILE}: 'weight_map' must map names of tensors to names of files.")
+    names = sorted(set(places.values())) or [SINGLE_FILE]
     if any(Path(name).name != name for name in names):
         raise WeightsError(f"{folder / INDEX_FILE} names files outside its folder.")
     for name in names:

@@ -12,7 +12,15 @@ from typing import Any
 
 from fovea.core.errors import PromptError
 from fovea.families.base import Family
-from fovea.prompt.forms import MAX_UUID_CHARS, MediaInput, PromptForm, parse_media
+from fovea.prompt.forms import (
+    MAX_SALT_CHARS,
+    MAX_UUID_CHARS,
+    MediaInput,
+    PromptForm,
+    checked_mapping,
+    checked_text,
+    parse_media,
+)
 from fovea.prompt.pieces import Piece
 from fovea.prompt.template import ChatTemplate
 
@@ -42,13 +50,13 @@ def build_chat(
         plain,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
-        variables=template_kwargs,
+        variables=checked_mapping(template_kwargs, "chat_template_kwargs"),
     )
     return PromptForm(
         pieces=tuple(part for piece in pieces for part in marks.resolve(piece)),
         media=tuple(media),
-        processor_kwargs=dict(processor_kwargs or {}),
-        salt=salt,
+        processor_kwargs=checked_mapping(processor_kwargs, "mm_processor_kwargs"),
+        salt=checked_text(salt, "cache_salt", MAX_SALT_CHARS),
     )
 
 

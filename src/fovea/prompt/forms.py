@@ -27,6 +27,7 @@ PROMPT_KEYS = (
 )
 MAX_SALT_CHARS = 128
 MAX_UUID_CHARS = 256
+MAX_GRID_SIDE = 100_000  # far above any picture; keeps products of three exact
 EMBEDS_KEYS = {"image_embeds", "image_grid_thw"}
 
 
@@ -69,7 +70,7 @@ def parse_prompt(prompt: object) -> PromptForm:
     for key in prompt:
         if key not in PROMPT_KEYS:
             raise PromptError(
-                f"A prompt has no key {key!r}; known: {', '.join(PROMPT_KEYS)}.{nearest(key, PROMPT_KEYS)}"
+                f"A prompt has no key {key!r}; known: {', '.join(PROMPT_KEYS)}.{nearest(str(key), PROMPT_KEYS)}"
             )
     text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
     if (text is None) == (ids is None):
@@ -80,19 +81,19 @@ def parse_prompt(prompt: object) -> PromptForm:
         pieces=None if text is None else (Piece(text, True),),
         token_ids=None if ids is None else _token_ids(ids),
         media=_with_uuids(parse_media(prompt.get("multi_modal_data")), prompt.get("multi_modal_uuids")),
-        processor_kwargs=_mapping(prompt.get("mm_processor_kwargs"), "mm_processor_kwargs"),
-        salt=_short_text(prompt.get("cache_salt"), "cache_salt", MAX_SALT_CHARS),
+        processor_kwargs=checked_mapping(prompt.get("mm_processor_kwargs"), "mm_processor_kwargs"),
+        salt=checked_text(prompt.get("cache_salt"), "cache_salt", MAX_SALT_CHARS),
     )
 
 
 def parse_media(data: object) -> tuple[MediaInput, ...]:
     """The value of `multi_modal_data`: {"image": one or several pictures, or embeddings}."""
-    for kind in _mapping(data, "multi_modal_data"):
+    for kind in checked_mapping(data, "multi_modal_data"):
         if kind != "image":
             raise MediaSourceError(
                 f"multi_modal_data has {kind!r}; only 'image' is supported. Give a video's frames as several images."
             )
-    value = _mapping(data, "multi_modal_data").get("image")
+    value = checked_mapping(data, "multi_modal_data").get("image")
     if value is None:
         return ()
     if isinstance(value, Mapping):
@@ -105,13 +106,14 @@ def parse_media(data: object) -> tuple[MediaInput, ...]:
 
 def embeds_array(value: object, where: str) -> NDArray[np.float32]:
     """Embeddings as float32, copied. Raises EmbeddingsError if they are not numbers."""
-    detach = getattr(value, "detach", None)
-    if detach is not None:
-        value = detach().float().cpu().numpy()
     try:
-        return np.array(value, dtype=np.float32, copy=True)
-    except (TypeError, ValueError):
-        raise EmbeddingsError(f"{where} is not an array of numbers.") from None
+        detach = getattr(value, "detach", None)
+        if detach is not None:
+            value = detach().float().cpu().numpy()
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite and is refused as such
+            return np.array(value, dtype=np.float32, copy=True)
+    except Exception:  # foreign code: tensors without plain data (sparse, meta), objects that are no numbers
+        raise EmbeddingsError(f"{where}: a plain array of numbers is expected.") from None
 
 
 def _media_input(item: object) -> MediaInput:
@@ -137,20 +139,34 @@ def _stacked_embeds(value: object) -> tuple[MediaInput, ...]:
 def _gridded_embeds(value: Mapping[str, Any]) -> tuple[MediaInput, ...]:
     """Qwen2-VL's form: rows of all pictures behind one another [tokens, hidden] and a grid for each [pictures, 3]."""
     if set(value) != EMBEDS_KEYS:
-        raise EmbeddingsError(f"Image embeddings as a dict need the keys {sorted(EMBEDS_KEYS)}, not {sorted(value)}.")
+        given = ", ".join(sorted(map(repr, value)))
+        raise EmbeddingsError(f"Image embeddings as a dict need the keys {sorted(EMBEDS_KEYS)}, not {given}.")
     rows = embeds_array(value["image_embeds"], "image_embeds")
-    grids = embeds_array(value["image_grid_thw"], "image_grid_thw").reshape(-1, 3)
+    grids = _grids(embeds_array(value["image_grid_thw"], "image_grid_thw"))
     if rows.ndim == 3 and len(rows) == len(grids) == 1:
         rows = rows[0]
-    if rows.ndim != 2 or not len(grids) or not np.isfinite(grids).all() or (grids < 1).any():
-        raise EmbeddingsError("image_embeds must be [tokens, hidden] and image_grid_thw [pictures, 3] from 1 up.")
+    if rows.ndim != 2:
+        raise EmbeddingsError(f"image_embeds has shape {list(rows.shape)}; expected [tokens, hidden].")
     patches = grids.prod(axis=1)
-    if len(rows) < 1 or len(rows) > patches.sum() or patches.sum() % len(rows):
-        raise EmbeddingsError(f"image_grid_thw means {int(patches.sum())} patches; {len(rows)} embeddings do not fit.")
-    ends = np.cumsum(patches * len(rows) // patches.sum()).astype(int)
+    total = int(patches.sum())
+    if not 1 <= len(rows) <= total or total % len(rows):
+        raise EmbeddingsError(f"image_grid_thw means {total} patches; {len(rows)} embeddings do not fit.")
+    ends = np.cumsum(patches * len(rows) // total)
     parts = np.split(rows, ends[:-1])
     triples = [(int(t), int(h), int(w)) for t, h, w in grids]
     return tuple(MediaInput("embeds", part, grid=grid) for part, grid in zip(parts, triples, strict=True))
+
+
+def _grids(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """[pictures, 3], or [3] for one picture."""
+    grids = values[None] if values.ndim == 1 else values
+    inside = bool(((grids >= 1) & (grids <= MAX_GRID_SIDE) & (grids == np.floor(grids))).all())
+    if grids.ndim != 2 or grids.shape[1] != 3 or not len(grids) or not inside:
+        raise EmbeddingsError(
+            f"image_grid_thw must be [pictures, 3] whole numbers from 1 to {MAX_GRID_SIDE}; its shape is "
+            f"{list(values.shape)}."
+        )
+    return grids.astype(np.int64)
 
 
 def _is_float_array(value: object) -> bool:
@@ -168,15 +184,15 @@ def _token_ids(values: Sequence[object]) -> tuple[int, ...]:
 def _with_uuids(media: tuple[MediaInput, ...], uuids: object) -> tuple[MediaInput, ...]:
     if uuids is None:
         return media
-    values = _mapping(uuids, "multi_modal_uuids").get("image")
+    values = checked_mapping(uuids, "multi_modal_uuids").get("image")
     listed = values if isinstance(values, (list, tuple)) else [values]
     if len(listed) != len(media):
         raise MediaSourceError(f"multi_modal_uuids has {len(listed)} entries for {len(media)} images.")
-    names = [_short_text(name, "multi_modal_uuids", MAX_UUID_CHARS) for name in listed]
+    names = [checked_text(name, "multi_modal_uuids", MAX_UUID_CHARS) for name in listed]
     return tuple(MediaInput(m.kind, m.value, name, m.grid) for m, name in zip(media, names, strict=True))
 
 
-def _mapping(value: object, name: str) -> Mapping[str, Any]:
+def checked_mapping(value: object, name: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -184,9 +200,18 @@ def _mapping(value: object, name: str) -> Mapping[str, Any]:
     return value
 
 
-def _short_text(value: object, name: str, limit: int) -> str:
+def checked_text(value: object, name: str, limit: int) -> str:
     if value is None:
         return ""
-    if not isinstance(value, str) or len(value) > limit:
-        raise PromptError(f"{name} must be text of at most {limit} characters.")
+    if not isinstance(value, str) or len(value) > limit or not _is_unicode(value):
+        raise PromptError(f"{name} must be valid text of at most {limit} characters.")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """False for halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,33 @@
+"""Checkpoints and engines that many tests share; every engine must be idle and whole after every test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+# One thread for each test process: the models are tiny, and other work may share the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+from tests.parity.support import Checkpoints, Engines
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def _all_engines(checkpoints: Checkpoints) -> Iterator[Engines]:
+    engines = Engines(checkpoints)
+    yield engines
+    engines.close()
+
+
+@pytest.fixture
+def engines(_all_engines: Engines) -> Iterator[Engines]:
+    """Engines by variant and options, with cold caches. They live for the whole session."""
+    yield _all_engines
+    _all_engines.check_and_rest()

@@ -1,0 +1,68 @@
+"""Pictures to rows: as transformers makes them, for one picture and for many of different sizes in one pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fovea.core.types import MediaItem
+from fovea.media.decode import decode
+from fovea.media.source import PilSource
+from fovea.media.transform import apply_plan
+from fovea.models.vlm import VLM
+from tests.oracle.checkpoints import picture
+from tests.oracle.reference import image_features
+from tests.parity.support import FAMILIES, Checkpoints, Engines
+
+SIZES = {
+    "llava": [(90, 60), (40, 120), (56, 56), (300, 57), (13, 9)],
+    "qwen2_vl": [(100, 70), (30, 20), (400, 300), (84, 200), (14, 700), (28, 28)],
+    "phi3_v": [(300, 200), (160, 220), (60, 250), (5, 5)],
+}
+
+
+def items(engines: Engines, family: str, images: list[Image.Image]) -> list[MediaItem]:
+    plans = [engines.get(family).family.plan_image(image.width, image.height, {}) for image in images]
+    canvases = [apply_plan(decode(PilSource(image)), plan) for image, plan in zip(images, plans, strict=True)]
+    return [
+        MediaItem(bytes([i]), plan.num_tokens, plan.num_patches, plan.grid, canvas=canvas)
+        for i, (plan, canvas) in enumerate(zip(plans, canvases, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_are_the_reference_rows(checkpoints: Checkpoints, engines: Engines, family: str) -> None:
+    images = [picture(*size, seed=i) for i, size in enumerate(SIZES[family])]
+    with torch.inference_mode():
+        got = engines.get(family).engine.model.encode(items(engines, family, images))
+    for rows, want in zip(got, image_features(checkpoints.folder(family), images), strict=True):
+        np.testing.assert_allclose(rows.numpy(), want, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neighbours_in_a_pass_do_not_change_a_picture(engines: Engines, family: str) -> None:
+    made = items(engines, family, [picture(*size, seed=i) for i, size in enumerate(SIZES[family])])
+    model = engines.get(family).engine.model
+    with torch.inference_mode():
+        together = model.encode(made)
+        for i, item in enumerate(made):
+            torch.testing.assert_close(model.encode([item])[0], together[i], atol=1e-5, rtol=0)
+        swapped = model.encode(made[::-1])[::-1]
+    for one, other in zip(together, swapped, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_number_of_rows_is_what_was_planned(engines: Engines, family: str) -> None:
+    made = items(engines, family, [picture(*size, seed=i) for i, size in enumerate(SIZES[family])])
+    with torch.inference_mode():
+        rows = engines.get(family).engine.model.encode(made)
+    assert [len(r) for r in rows] == [item.num_tokens for item in made]
+
+
+def test_rows_without_pixels_are_not_encoded(engines: Engines) -> None:
+    model: VLM = engines.get("llava").engine.model
+    with pytest.raises(AssertionError, match="only pictures with pixels"):
+        model.encode([MediaItem(b"", 16, 16, (1, 4, 4))])

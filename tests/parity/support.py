@@ -1,0 +1,176 @@
+"""What the tests of the whole engine have in common: checkpoints, engines, questions, answers of the oracle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from fovea.core.params import SamplingParams
+from fovea.core.types import RequestOutput
+from fovea.llm import LLM
+from tests.oracle.checkpoints import BUILDERS, CASES, Case
+from tests.oracle.reference import Reference, reference
+
+SHARED = Path(os.environ.get("FOVEA_SHARED", Path(__file__).parents[2].parent / "shared"))
+GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+MIB = 1024**2
+
+# Largest difference of logits. Against float64 the engine is off by 1e-4 with the tiny Phi and the oracle by 6e-5; with
+# the one that switches at 32 tokens, whose rotary scale makes attention very sharp, by 8e-4 and 1.6e-3. A smaller
+# limit would measure rounding there. The smallest real mistake (one wrong picture token of 757) changes 0.04.
+ATOL: Mapping[str, float] = {
+    "llava": 1e-4,
+    "llava-grouped": 1e-4,
+    "qwen2_vl": 1e-4,
+    "phi3_v": 3e-4,
+    "phi3_v-switch-32": 4e-3,
+}
+
+# Each checkpoint of the tests: the family and what its builder is told.
+VARIANTS: Mapping[str, tuple[str, Mapping[str, int]]] = {
+    "llava": ("llava", {}),
+    "llava-grouped": ("llava", {"kv_heads": 2}),
+    "qwen2_vl": ("qwen2_vl", {}),
+    "phi3_v": ("phi3_v", {}),
+    "phi3_v-switch-32": ("phi3_v", {"original_max_position": 32}),
+}
+FAMILIES = ("llava", "qwen2_vl", "phi3_v")
+EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
+_KV_BYTES = {"llava": 16 * MIB, "qwen2_vl": 16 * MIB, "phi3_v": 48 * MIB}
+
+
+def case_name(value: object) -> str | None:
+    return value.name if isinstance(value, Case) else None
+
+
+class Checkpoints:
+    """Tiny model folders by variant and seed, built when first wanted."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def folder(self, variant: str, seed: int = 0) -> Path:
+        family, options = VARIANTS[variant]
+        folder = self._root / f"{variant}-{seed}"
+        return folder if folder.is_dir() else BUILDERS[family](folder, seed=seed, **options)
+
+
+class Engines:
+    """LLMs by variant and options, shared by all tests; `check_and_rest` is called after each test."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self._llms: dict[str, LLM] = {}
+        self._used: set[str] = set()
+
+    def get(self, variant: str, *, seed: int = 0, **options: Any) -> LLM:
+        name = json.dumps([variant, seed, options], sort_keys=True, default=str)
+        if name not in self._llms:
+            options.setdefault("kv_cache_memory_bytes", _KV_BYTES[VARIANTS[variant][0]])
+            self._llms[name] = load(self._checkpoints.folder(variant, seed), **options)
+        self._used.add(name)
+        return self._llms[name]
+
+    def check_and_rest(self) -> None:
+        """Every engine that a test used owns nothing any more; caches are cold for the next test."""
+        used, self._used = self._used, set()
+        for name in used:
+            check_idle(self._llms[name])
+            self._llms[name].reset_prefix_cache()
+
+    def close(self) -> None:
+        for llm in self._llms.values():
+            llm.close()
+
+
+def load(folder: Path, **options: Any) -> LLM:
+    torch.set_num_threads(1)
+    options.setdefault("kv_cache_memory_bytes", 16 * MIB)
+    return LLM(str(folder), device="cpu", dtype="float32", use_tqdm=False, media_threads=2, **options)
+
+
+def check_idle(llm: LLM) -> None:
+    llm.engine.scheduler.check_idle()
+    assert not llm.engine._requests, "an idle engine remembers requests"
+
+
+def question(case: Case, **more: object) -> dict[str, object]:
+    """The case as a prompt for generate."""
+    prompt: dict[str, object] = {"prompt": case.prompt, **more}
+    return {**prompt, "multi_modal_data": {"image": case.images()}} if case.sizes else prompt
+
+
+def ask(llm: LLM, prompt: object, params: SamplingParams = GREEDY) -> RequestOutput:
+    (output,) = llm.generate(prompt, params, use_tqdm=False)
+    return output
+
+
+def ask_all(
+    llm: LLM, prompts: Sequence[object], params: SamplingParams | Sequence[SamplingParams] = GREEDY
+) -> list[RequestOutput]:
+    return llm.generate(list(prompts), params, use_tqdm=False)
+
+
+def tokens(output: RequestOutput) -> list[int]:
+    """The tokens of the only completion."""
+    (completion,) = output.outputs
+    return list(completion.token_ids)
+
+
+def all_tokens(outputs: Iterable[RequestOutput]) -> list[list[list[int]]]:
+    """The tokens of every completion of every request."""
+    return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]
+
+
+@cache
+def answer(folder: Path, case: Case) -> Reference:
+    """What the oracle says, worked out once in a session."""
+    return reference(folder, case.prompt, case.images())
+
+
+def words(llm: LLM) -> list[int]:
+    """Tokens of plain words with a space before them: answers of these alone are sane text in every way of decoding."""
+    space = "Ġ" if llm.family.name.startswith("Qwen") else "▁"
+    found = [llm.get_tokenizer().token_id(f"{space}{word}") for word in ("river", "sea", "story", "day", "red", "blue")]
+    return [token for token in found if token is not None]
+
+
+def num_decided(margins: Sequence[float], least: float = 1e-3) -> int:
+    """How many greedy tokens two engines must agree on: up to the first whose lead is within rounding."""
+    return next((i for i, margin in enumerate(margins) if margin < least), len(margins))
+
+
+def assert_logits_agree(variant: str, got: npt.NDArray[np.float32], want: npt.NDArray[np.float32]) -> None:
+    np.testing.assert_allclose(got, want, atol=ATOL[variant], rtol=0)
+
+
+def prompt_logits(llm: LLM, prompt: object) -> npt.NDArray[np.float32]:
+    """The logits at every position of the prompt, whatever chunks it runs in. Caches must be cold."""
+    hidden: list[torch.Tensor] = []
+    decoder = llm.engine.model.decoder
+    hook = decoder.register_forward_hook(lambda module, args, output: hidden.append(output.clone()))
+    try:
+        output = ask(llm, prompt, dataclasses.replace(GREEDY, max_tokens=1))
+    finally:
+        hook.remove()
+    with torch.inference_mode():
+        logits = decoder.logits(torch.cat(hidden)).numpy()
+    assert len(logits) == len(output.prompt_token_ids), "the prompt ran once, in full"
+    return np.asarray(logits, np.float32)
+
+
+def frames(count: int, width: int, height: int) -> list[Image.Image]:
+    """A picture that changes a little from one to the next, as a video's frames do."""
+    rng = np.random.Generator(np.random.PCG64(7))
+    still = rng.integers(0, 256, (height, width, 3), np.uint8)
+    return [Image.fromarray(np.roll(still, 5 * number, axis=1)) for number in range(count)]
