@@ -116,9 +116,9 @@ class LLM:
         """Answer one conversation (a list of messages) or several (a list of such lists).
 
         A message's content is text or a list of parts: {"type": "text", "text": ...}, {"type": "image_url",
-        "image_url": {"url": ...}} with a data URL or, below allowed_local_media_path, a file URL, or {"type":
-        "image_pil", "image_pil": picture}. Pictures stand where their parts stand; nothing typed in a text is read as a
-        picture or a special token.
+        "image_url": {"url": ...}} with a data URL, a web address or, below allowed_local_media_path, a file URL, or
+        {"type": "image_pil", "image_pil": picture}. Pictures stand where their parts stand; nothing typed in a text is
+        read as a picture or a special token.
         """
         several = isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], (list, tuple))
         conversations = list(messages) if several else [messages]

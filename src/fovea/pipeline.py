@@ -154,9 +154,7 @@ class Preparer:
                 "it, lower the pictures' pixels (mm_processor_kwargs), or raise max_model_len."
             )
 
-    def _open(
-        self, media: MediaInput, number: int, options: dict[str, Any], known: dict[str, MemorySource]
-    ) -> _Opened:
+    def _open(self, media: MediaInput, number: int, options: dict[str, Any], known: dict[str, MemorySource]) -> _Opened:
         if media.kind == "embeds":
             return self._open_embeds(media, number)
         source = self._source(media, known)

@@ -52,6 +52,14 @@ def engine_flags(*argv: str) -> dict[str, Any]:
         ),
         (("--chat-template", "{{ a_b }}"), {"chat_template": "{{ a_b }}"}),
         (("--seed", "1", "--seed", "2"), {"seed": 2}),
+        (("--allowed-media-domains", "a.test, b.test"), {"allowed_media_domains": ["a.test", "b.test"]}),
+        (
+            ("--allowed_media_domains=a.test", "--allowed-media-domains", "b"),
+            {"allowed_media_domains": ["a.test", "b"]},
+        ),
+        (("--allowed-media-domains", ""), {"allowed_media_domains": []}),
+        (("--allowed-media-networks", "10.0.0.0/8,::1"), {"allowed_media_networks": ["10.0.0.0/8", "::1"]}),
+        (("--media-fetch-timeout-s", "2.5"), {"media_fetch_timeout_s": 2.5}),
     ],
 )
 def test_flags_are_read(argv: tuple[str, ...], expected: dict[str, Any]) -> None:
@@ -112,6 +120,8 @@ def test_the_help_shows_every_default_that_is_not_none(capsys: pytest.CaptureFix
     assert "Longest answer in tokens. [9]" in text
     assert "Reuse KV blocks of equal prompt beginnings. [on]" in text
     assert "None" not in text
+    assert "()" not in text
+    assert "--allowed-media-domains TEXT,..." in text
 
 
 @pytest.mark.parametrize("text", ["", "k", "1e3", "0x10", "1 k", "１"])

@@ -15,7 +15,9 @@ import pytest
 from fovea.cli.main import main
 from fovea.cli.run import split_words
 from fovea.core.errors import ConfigError
+from fovea.media import BytesSource
 from tests.cli.support import SMALL, FakeLLM, command, environment, fovea, needs_embedded
+from tests.media.web import Server, answer, says
 from tests.parity.support import Checkpoints
 
 
@@ -83,6 +85,15 @@ def test_a_data_url_is_a_picture(fake: type[FakeLLM], picture: Path) -> None:
     url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
     assert main(["run", "-q", "--image", url, "What?"]) == 0
     assert content(fake)[0] == {"type": "image_url", "image_url": {"url": url}}
+
+
+def test_a_picture_of_the_web_is_fetched_once_and_before_the_model(fake: type[FakeLLM], picture: Path) -> None:
+    with Server(says(answer(picture.read_bytes()))) as server:
+        flags = ["--allowed-media-networks", "127.0.0.0/8"]
+        assert main(["run", "-q", *flags, "--image", server.url("/a.png?token=1"), "What?"]) == 0
+        assert server.num_connections == 1
+    part = content(fake)[0]
+    assert part == {"type": "image", "image": BytesSource(picture.read_bytes())}
 
 
 def test_a_picture_from_stdin(fake: type[FakeLLM], picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +177,9 @@ REFUSED = [
     (["--image", "nowhere.png", "What?"], 1, "The picture file 'nowhere.png' was refused"),
     (["--image", "text.png", "What?"], 1, "picture"),
     (["--image", "cut.png", "What?"], 1, "picture"),
-    (["--image", "https://example.org/a.png", "What?"], 1, "does not fetch https addresses"),
+    (["--image", "http://127.0.0.1/a.png", "What?"], 1, "allowed_media_networks"),
+    (["--image", "https://a.test/", "--allowed-media-domains", "", "What?"], 1, "allowed_media_domains"),
+    (["--allowed-media-networks", "10.0.0.1/8", "What?"], 2, "allowed_media_networks has '10.0.0.1/8'"),
     (["--image", "red.png", "--max-image-pixels", "100", "What?"], 1, "max_image_pixels"),
     (["--image", "-", "--image", "-", "What?"], 2, "stdin holds one picture"),
     (["--image", "-"], 2, "stdin holds the picture"),

@@ -38,6 +38,11 @@ BAD: list[tuple[str, list[Any], str]] = [
     ("limit_mm_per_prompt", [{"image": -1}, {"image": 1.5}, {"image": True}, {"image": None}], "0 or more"),
     ("mm_processor_kwargs", [5, "max_pixels=1"], "mapping"),
     ("allowed_local_media_path", [None, 5], "text"),
+    ("allowed_media_domains", ["a.test", 5, [5], [b"a.test"], {"a.test": 1}], "list of texts"),
+    ("allowed_media_networks", ["10.0.0.0/8", None, [5]], "list of texts"),
+    ("allowed_media_networks", [["10.0.0.1/8"], ["a.test"], [""], ["10.0.0.0/33"]], "10.1.0.0/16"),
+    ("media_fetch_timeout_s", [0, -1, 601], "0.01 to 600"),
+    ("media_fetch_timeout_s", [None, "5", True], "number"),
     ("max_image_bytes", [0], "1 or more"),
     ("max_image_pixels", [0], "1 or more"),
     ("max_image_aspect", [0.5], "1 or more"),
@@ -104,6 +109,17 @@ def test_a_config_is_frozen_and_its_mappings_are_copies() -> None:
     assert config.image_limit() == 4
     with pytest.raises(FrozenInstanceError):
         config.seed = 1  # type: ignore[misc]
+
+
+def test_lists_become_tuples() -> None:
+    hosts = ["a.test"]
+    config = EngineConfig.from_options(
+        {"allowed_media_domains": hosts, "allowed_media_networks": ["10.0.0.0/8", "::1"]}
+    )
+    hosts.append("b.test")
+    assert config.allowed_media_domains == ("a.test",)
+    assert config.allowed_media_networks == ("10.0.0.0/8", "::1")
+    assert EngineConfig(allowed_media_domains=()).allowed_media_domains == ()
 
 
 def test_every_error_of_options_is_a_config_error() -> None:

@@ -78,6 +78,14 @@ def test_one_picture_is_not_two_halves_of_it() -> None:
     assert num_equal(hashes(make()), hashes(make(**halves))) <= 2
 
 
+def test_the_place_of_each_picture_in_a_block_counts() -> None:
+    """Equal tokens, equal pictures, one border moved: the rows behind the tokens differ."""
+    pair = (item(KEY_A, 4), item(KEY_B, 4))
+    borders = [make(spans=(MediaSpan(2, 3), MediaSpan(5, 3)), media=pair)]
+    borders += [make(spans=(MediaSpan(2, 4), MediaSpan(6, 2)), media=pair)]
+    assert hashes(borders[0], 8) != hashes(borders[1], 8)
+
+
 def test_pictures_in_another_order_are_others() -> None:
     pair = (item(KEY_A, 2), item(KEY_B, 2))
     spans = (MediaSpan(2, 2), MediaSpan(4, 2))

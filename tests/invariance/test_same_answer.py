@@ -28,6 +28,7 @@ from tests.parity.support import (
     check_idle,
     load,
     question,
+    run_together,
     tokens,
 )
 
@@ -127,7 +128,7 @@ def test_preemption_changes_nothing(checkpoints: Checkpoints, engines: Engines, 
         variant, kv_cache_memory_bytes=(longest + 40) * TOKEN_BYTES[variant], block_size=4, enable_prefix_caching=False
     )
     before = llm.engine.scheduler.stats.num_preemptions
-    outputs = ask_all(llm, [prompt_of(case) for case in cases])
+    outputs = run_together(llm, [prompt_of(case) for case in cases], [GREEDY] * len(cases))
     assert llm.engine.scheduler.stats.num_preemptions > before
     assert sum(output.metrics.num_preemptions for output in outputs if output.metrics) > 0
     assert [tokens(output) for output in outputs] == want(checkpoints, variant, cases)
@@ -141,7 +142,7 @@ def test_preemption_of_sampled_requests_changes_nothing(engines: Engines, varian
     roomy = all_tokens(ask_all(engines.get(variant), prompts, params))
     llm = engines.get(variant, kv_cache_memory_bytes=100 * TOKEN_BYTES[variant], block_size=4, max_model_len=80)
     before = llm.engine.scheduler.stats.num_preemptions
-    assert all_tokens(ask_all(llm, prompts, params)) == roomy
+    assert all_tokens(run_together(llm, prompts, params)) == roomy
     assert llm.engine.scheduler.stats.num_preemptions > before
 
 
@@ -254,7 +255,7 @@ def test_prompt_logprobs_survive_preemption_halfway_through_the_prompt(engines: 
         kv_cache_memory_bytes=66 * TOKEN_BYTES["llava"],
     )
     before = llm.engine.scheduler.stats.num_preemptions
-    got = ask_all(llm, prompts, params)[1].prompt_logprobs
+    got = run_together(llm, prompts, params)[1].prompt_logprobs
     assert llm.engine.scheduler.stats.num_preemptions > before
     assert want is not None
     assert got is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from PIL import Image
 from fovea.core.params import SamplingParams
 from fovea.core.types import RequestOutput
 from fovea.llm import LLM
+from fovea.pipeline import Collector
+from fovea.prompt.forms import parse_prompt
 from tests.oracle.checkpoints import BUILDERS, CASES, Case
 from tests.oracle.reference import Reference, reference
 
@@ -119,6 +122,23 @@ def ask_all(
     llm: LLM, prompts: Sequence[object], params: SamplingParams | Sequence[SamplingParams] = GREEDY
 ) -> list[RequestOutput]:
     return llm.generate(list(prompts), params, use_tqdm=False)
+
+
+def run_together(llm: LLM, prompts: Sequence[object], params: Sequence[SamplingParams]) -> list[RequestOutput]:
+    """All prompts are in the engine before its first step, whatever the media threads take for them."""
+    prepared = [
+        llm._preparer.prepare(parse_prompt(prompt), param, f"together {i}", time.perf_counter())
+        for i, (prompt, param) in enumerate(zip(prompts, params, strict=True))
+    ]
+    collectors = {
+        p.request.request_id: Collector(p, llm.get_tokenizer(), llm.engine.stop, live=False) for p in prepared
+    }
+    for p in prepared:
+        llm.engine.add(p.request)
+    while llm.engine.has_work():
+        for token in llm.engine.step():
+            collectors[token.request_id].add(token)
+    return [collector.output() for collector in collectors.values()]
 
 
 def tokens(output: RequestOutput) -> list[int]:

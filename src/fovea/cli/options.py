@@ -52,7 +52,7 @@ class Option:
     """One option: `name` as in the dataclass, `flag` as typed."""
 
     name: str
-    kind: Any  # bool, int, float, str or Mapping
+    kind: Any  # bool, int, float, str, tuple (of texts) or Mapping
     default: Any
     help: str
     choices: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Option:
     def metavar(self) -> str:
         if self.choices:
             return "{" + ",".join(self.choices) + "}"
-        return {int: "N", float: "X", str: "TEXT"}.get(self.kind, "KEY=VALUE")
+        return {int: "N", float: "X", str: "TEXT", tuple: "TEXT,..."}.get(self.kind, "KEY=VALUE")
 
 
 class Parser(argparse.ArgumentParser):
@@ -143,6 +143,7 @@ def add_options(parser: argparse.ArgumentParser, title: str, options: Sequence[O
         else:
             group.add_argument(
                 option.flag,
+                action="extend" if option.kind is tuple else "store",
                 type=_READERS[option.kind],
                 choices=option.choices or None,
                 default=argparse.SUPPRESS,
@@ -186,6 +187,11 @@ def parse_mapping(text: str) -> dict[str, Any]:
     return {key.strip(): _parse_value(value.strip()) for key, _, value in pairs}
 
 
+def parse_list(text: str) -> list[str]:
+    """Texts with commas between; nothing at all is an empty list."""
+    return [item.strip() for item in text.split(",")] if text.strip() else []
+
+
 def options_page() -> str:
     """docs/options.md: every option of LLM and of the command line."""
     lines = [
@@ -195,8 +201,8 @@ def options_page() -> str:
         "",
         "Each option is a keyword of `LLM(...)` and, except `task`, a flag of `fovea run`: `max_model_len=4096` is "
         "`--max-model-len 4096` (underscores work too). Flags for whole numbers also take `32k` (32,000) and `32K` "
-        "(32,768), flags for mappings `image=2` or JSON, switches have a `--no-` form. An unknown name is an error "
-        "that offers the nearest.",
+        "(32,768), flags for mappings `image=2` or JSON, flags for lists `a,b`, switches have a `--no-` form. An "
+        "unknown name is an error that offers the nearest.",
         "",
         "| option | type | default | meaning |",
         "|--|--|--|--|",
@@ -208,7 +214,7 @@ def options_page() -> str:
 
 
 def _kind(hint: Any) -> tuple[Any, tuple[str, ...]]:
-    """bool, int, float, str or Mapping, and the choices if there are."""
+    """bool, int, float, str, tuple or Mapping, and the choices if there are."""
     if get_origin(hint) in (Union, UnionType):
         hint = next(part for part in get_args(hint) if part is not NoneType)
     if get_origin(hint) is Literal:
@@ -233,7 +239,7 @@ def _dashed(word: str) -> str:
 
 
 def _default_note(option: Option) -> str:
-    if option.default is None or option.default == "":
+    if option.default is None or option.default in ("", ()):
         return ""
     shown = {True: "on", False: "off"}[option.default] if option.kind is bool else option.default
     return f" [{shown}]"
@@ -242,7 +248,8 @@ def _default_note(option: Option) -> str:
 def _type_name(option: Option) -> str:
     if option.choices:
         return ", ".join(f"`{choice}`" for choice in option.choices)
-    return {bool: "switch", int: "whole number", float: "number", str: "text"}.get(option.kind, "mapping")
+    names = {bool: "switch", int: "whole number", float: "number", str: "text", tuple: "list"}
+    return names.get(option.kind, "mapping")
 
 
 def _cell(text: str) -> str:
@@ -250,7 +257,7 @@ def _cell(text: str) -> str:
 
 
 _READERS: Mapping[Any, Any] = MappingProxyType(
-    {int: parse_whole, float: parse_number, str: str, Mapping: parse_mapping}
+    {int: parse_whole, float: parse_number, str: str, tuple: parse_list, Mapping: parse_mapping}
 )
 
 if __name__ == "__main__":

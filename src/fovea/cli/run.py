@@ -134,9 +134,10 @@ def _is_model(word: str) -> bool:
 
 
 def _read_pictures(options: argparse.Namespace, config: EngineConfig, stdin: TextIO) -> tuple[Picture, ...]:
-    from fovea.media.load import probe_size
+    from fovea.media.fetch import FetchPolicy
+    from fovea.media.load import open_source, probe_size
     from fovea.media.probe import MediaLimits
-    from fovea.media.source import parse_url
+    from fovea.media.source import UrlSource, parse_url
 
     if options.image.count("-") > 1:
         raise UsageError("--image - was given twice; stdin holds one picture.")
@@ -145,9 +146,13 @@ def _read_pictures(options: argparse.Namespace, config: EngineConfig, stdin: Tex
     for name in options.image:
         if name.startswith(("data:", "http:", "https:", "file:")):
             root = config.allowed_local_media_path
-            probe_size(parse_url(name, allowed_local_media_path=root, max_bytes=config.max_image_bytes), limits)
-            short = name.partition(",")[0][:40]
-            pictures.append(Picture(short, {"type": "image_url", "image_url": {"url": name}}))
+            source = parse_url(name, allowed_local_media_path=root, max_bytes=config.max_image_bytes)
+            opened = open_source(source, limits, FetchPolicy.from_config(config))
+            probe_size(opened, limits)
+            part: dict[str, Any] = {"type": "image_url", "image_url": {"url": name}}
+            if isinstance(source, UrlSource):  # fetched here, before a model is loaded, and not again
+                part = {"type": "image", "image": opened}
+            pictures.append(Picture(name.partition(",")[0].partition("?")[0][:40], part))
             continue
         value = stdin.buffer.read(config.max_image_bytes + 1) if name == "-" else Path(name).expanduser()
         probe_size(value, limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
@@ -73,6 +74,15 @@ class EngineConfig:
         None, 'Image processor options, e.g. {"max_pixels": 401408} or {"num_crops": 16}.'
     )
     allowed_local_media_path: str = _option("", "Folder below which file:// pictures may be read; empty: none.")
+    allowed_media_domains: tuple[str, ...] | None = _option(
+        None, "Hosts that http and https pictures may be fetched from, matched exactly; default: any; empty: none."
+    )
+    allowed_media_networks: tuple[str, ...] = _option(
+        (), "Networks such as 10.1.0.0/16 whose addresses and ports may be fetched from although they are not public."
+    )
+    media_fetch_timeout_s: float = _option(
+        5.0, "Most seconds for fetching one picture, from the name to the last byte.", low=0.01, high=600
+    )
     chat_template: str | None = _option(None, "Jinja template, as text or as a path, instead of the model's.")
     max_image_bytes: int = _option(32 * MIB, "Largest encoded picture.", low=1)
     max_image_pixels: int = _option(64_000_000, "Largest picture in pixels, checked before decoding.", low=1)
@@ -80,11 +90,11 @@ class EngineConfig:
     media_threads: int = _option(0, "Threads that decode and resize pictures; 0: one for each core, at most 8.", low=0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "limit_mm_per_prompt", dict(self.limit_mm_per_prompt or {}))
-        object.__setattr__(self, "mm_processor_kwargs", dict(self.mm_processor_kwargs or {}))
         for option in fields(self):
+            object.__setattr__(self, option.name, _own_copy(option, getattr(self, option.name)))
             _check(option, getattr(self, option.name))
         self._check_limits()
+        _check_networks(self.allowed_media_networks)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> EngineConfig:
@@ -108,6 +118,16 @@ class EngineConfig:
             raise InvalidOptionError(f"block_size is {self.block_size}; permitted: a power of two from 1 to 256.")
 
 
+def _own_copy(option: Field[Any], value: Any) -> Any:
+    """Lists and mappings are copied, so that nobody changes them later; other values, wrong ones too, stay."""
+    kind = str(option.type)
+    if kind.startswith("tuple") and isinstance(value, list):
+        return tuple(value)
+    if kind.startswith("Mapping") and (value is None or isinstance(value, Mapping)):
+        return dict(value or {})
+    return value
+
+
 def _check(option: Field[Any], value: Any) -> None:
     name, kind = option.name, str(option.type)
     if name in _CHOICES:
@@ -125,6 +145,8 @@ def _check(option: Field[Any], value: Any) -> None:
         expected, good = "a number", isinstance(value, (int, float)) and not isinstance(value, bool)
     elif kind.startswith("str"):
         expected, good = "text", isinstance(value, str)
+    elif kind.startswith("tuple"):
+        expected, good = "a list of texts", isinstance(value, tuple) and all(isinstance(item, str) for item in value)
     else:
         expected, good = "a mapping", isinstance(value, Mapping)
     if not good:
@@ -134,9 +156,20 @@ def _check(option: Field[Any], value: Any) -> None:
 
 def _check_range(option: Field[Any], value: Any) -> None:
     low, high = option.metadata["low"], option.metadata["high"]
-    if (low is not None and value < low) or (high is not None and value > high):
+    if (low is not None and not value >= low) or (high is not None and not value <= high):  # NaN fails both
         span = f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
         raise InvalidOptionError(f"{option.name} is {value}; permitted: {span}.")
+
+
+def _check_networks(networks: tuple[str, ...]) -> None:
+    for network in networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
+            raise InvalidOptionError(
+                f"allowed_media_networks has {network[:60]!r}; permitted: an IP address or a network such as "
+                "10.1.0.0/16, whose bits behind the prefix are zero."
+            ) from None
 
 
 def option_default(option: Field[Any]) -> Any:

@@ -142,10 +142,11 @@ def _integer(name: str, value: object, low: int, high: int | None) -> None:
 
 def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
     span = f"above {low:g} up to {high:g}" if open_low else f"{low:g} to {high:g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (value != value or abs(value) == math.inf):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
         raise SamplingError(f"{name} must be a finite number ({span}), not {value!r}.")
     if value < low or value > high or (open_low and value == low):
-        raise SamplingError(f"{name} is {str(value)[:20]}; permitted: {span}.")
+        shown = f"{value:g}" if isinstance(value, float) else str(value)[:20]  # a huge int does not fit a float
+        raise SamplingError(f"{name} is {shown}; permitted: {span}.")
 
 
 def _strings(name: str, values: object, most: int) -> None:

@@ -2,6 +2,7 @@
 
 from fovea.media.decode import decode
 from fovea.media.digest import array_digest, media_key, picture_digest
+from fovea.media.fetch import FetchPolicy, fetch_bytes
 from fovea.media.load import load_picture, probe_size
 from fovea.media.probe import MediaLimits, Probe, probe
 from fovea.media.source import (
@@ -11,6 +12,7 @@ from fovea.media.source import (
     ImageSource,
     MemorySource,
     PilSource,
+    UrlSource,
     parse_image,
     parse_url,
 )
@@ -19,15 +21,18 @@ from fovea.media.transform import apply_plan
 __all__ = [
     "ArraySource",
     "BytesSource",
+    "FetchPolicy",
     "FileSource",
     "ImageSource",
     "MediaLimits",
     "MemorySource",
     "PilSource",
     "Probe",
+    "UrlSource",
     "apply_plan",
     "array_digest",
     "decode",
+    "fetch_bytes",
     "load_picture",
     "media_key",
     "parse_image",

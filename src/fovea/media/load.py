@@ -13,28 +13,42 @@ from typing import NoReturn
 from fovea.core.errors import MediaSourceError
 from fovea.core.types import Picture
 from fovea.media.decode import decode
+from fovea.media.fetch import FetchPolicy, fetch_bytes
 from fovea.media.probe import MediaLimits, Probe, check_num_bytes, probe
-from fovea.media.source import BytesSource, FileSource, MemorySource, parse_image
+from fovea.media.source import BytesSource, FileSource, MemorySource, UrlSource, parse_image
 
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
-def load_picture(value: object, limits: MediaLimits) -> Picture:
+def load_picture(value: object, limits: MediaLimits, policy: FetchPolicy | None = None) -> Picture:
     """The upright RGB picture of anything parse_image takes, or of a source that parse_url made."""
-    source = open_source(value, limits)
+    source = open_source(value, limits, policy)
     probe(source, limits)
     return decode(source)
 
 
-def probe_size(value: object, limits: MediaLimits) -> Probe:
+def probe_size(value: object, limits: MediaLimits, policy: FetchPolicy | None = None) -> Probe:
     """Size and format of the same, without decoding."""
-    return probe(open_source(value, limits), limits)
+    return probe(open_source(value, limits, policy), limits)
 
 
-def open_source(value: object, limits: MediaLimits) -> MemorySource:
-    """Anything parse_image takes, or a source that parse_url made, with its bytes in memory and within the limits."""
+def open_source(value: object, limits: MediaLimits, policy: FetchPolicy | None = None) -> MemorySource:
+    """Anything parse_image takes, or a source that parse_url made, with its bytes in memory and within the limits.
+
+    Web addresses are fetched by `policy`, and refused without one. Not for a thread whose event loop is running.
+    """
     source = parse_image(value)
+    if isinstance(source, UrlSource):
+        return _fetch(source, limits, policy)
     return _read_file(source, limits) if isinstance(source, FileSource) else source
+
+
+def _fetch(source: UrlSource, limits: MediaLimits, policy: FetchPolicy | None) -> BytesSource:
+    if policy is None:
+        raise MediaSourceError("Web addresses are not fetched here. Pass the picture itself or a data URL.")
+    data = fetch_bytes(source.url, policy)
+    check_num_bytes(len(data), limits)
+    return BytesSource(data)
 
 
 def _read_file(source: FileSource, limits: MediaLimits) -> BytesSource:

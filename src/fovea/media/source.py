@@ -10,6 +10,7 @@ because a path can't be judged by its text. Error texts never repeat an address 
                   torch uint8                           [1 | 3 | 4, height, width], as torchvision has it
     BytesSource   bytes, bytearray, memoryview, data:   an encoded picture
     FileSource    pathlib.Path, file://                 a file that holds an encoded picture
+    UrlSource     http://, https://                     an address that answers with an encoded picture
 """
 
 from __future__ import annotations
@@ -65,13 +66,20 @@ class FileSource:
     root: Path | None = None
 
 
-ImageSource = PilSource | ArraySource | BytesSource | FileSource
+@dataclass(frozen=True, slots=True)
+class UrlSource:
+    """Nothing of the address is judged yet; media.load does that before anything is fetched."""
+
+    url: str
+
+
+ImageSource = PilSource | ArraySource | BytesSource | FileSource | UrlSource
 MemorySource = PilSource | ArraySource | BytesSource
 
 
 def parse_image(value: object) -> ImageSource:
     """Take a picture that a program hands in."""
-    if isinstance(value, PilSource | ArraySource | BytesSource | FileSource):
+    if isinstance(value, ImageSource):
         return value
     if isinstance(value, Image.Image):
         return PilSource(value)
@@ -95,7 +103,7 @@ def parse_image(value: object) -> ImageSource:
 
 
 def parse_url(url: str, *, allowed_local_media_path: str, max_bytes: int) -> ImageSource:
-    """Take the address of an `image_url` part: data: and, below the allowed folder, file://."""
+    """Take the address of an `image_url` part: data:, http(s):// and, below the allowed folder, file://."""
     if not isinstance(url, str):
         raise MediaSourceError(f"The url of an image_url part must be text, not {type(url).__name__[:40]}.")
     match = _SCHEME.match(url)
@@ -105,12 +113,12 @@ def parse_url(url: str, *, allowed_local_media_path: str, max_bytes: int) -> Ima
     if scheme == "file":
         return _parse_file_url(url, allowed_local_media_path)
     if scheme in ("http", "https"):
-        raise MediaSourceError(
-            f"This interface does not fetch {scheme} addresses. Download the picture and pass its bytes, a PIL "
-            "picture, or a data URL (data:image/png;base64,...)."
-        )
+        return UrlSource(url)
     found = f"the scheme {scheme[:_MAX_ECHO_CHARS]!r} is not" if scheme else "an address without a scheme is not"
-    raise MediaSourceError(f"The picture was refused: {found} supported. Use a data URL (data:image/png;base64,...).")
+    raise MediaSourceError(
+        f"The picture was refused: {found} supported. Use an http or https address, or a data URL "
+        "(data:image/png;base64,...)."
+    )
 
 
 def _parse_data_url(url: str, max_bytes: int) -> BytesSource:
