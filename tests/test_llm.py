@@ -35,6 +35,7 @@ from tests.parity.support import (
     check_idle,
     load,
     question,
+    run_together,
     tokens,
     words,
 )
@@ -183,7 +184,7 @@ def test_a_failing_step_is_retried_and_changes_no_draw_and_no_logprob(
         return result
 
     monkeypatch.setattr(runner_module, "sample", flaky)
-    outputs = llm.generate(prompts, params, use_tqdm=False)
+    outputs = run_together(llm, prompts, [params] * 2)
     assert failures
     assert [tokens(output) for output in outputs] == [tokens(output) for output in alone]
     for output in outputs:
