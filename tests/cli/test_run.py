@@ -7,6 +7,8 @@ import io
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -276,28 +278,41 @@ def endless(folder: Path) -> list[str]:
     )
 
 
+@contextmanager
+def answering(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A `fovea run` in the middle of an endless answer; gone afterwards, whatever the test found.
+
+    What runs the tests may itself ignore SIGINT (a shell's background job does) and children inherit that.
+    """
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(endless(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_ctrl_c_while_answering_is_quiet(checkpoints: Checkpoints) -> None:
-    process = subprocess.Popen(
-        endless(checkpoints.folder("qwen2_vl")), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
-    )
-    assert process.stdout is not None
-    process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, b"")
+    with answering(checkpoints.folder("qwen2_vl")) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (130, b"")
 
 
 def test_a_closed_pipe_is_quiet(checkpoints: Checkpoints) -> None:
-    process = subprocess.Popen(
-        endless(checkpoints.folder("qwen2_vl")), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.read(1)
-    process.stdout.close()
-    err = process.stderr.read()
-    assert (process.wait(timeout=60), err) == (141, b"")
-    process.stderr.close()
+    with answering(checkpoints.folder("qwen2_vl")) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        err = process.stderr.read()
+        assert (process.wait(timeout=60), err) == (141, b"")
 
 
 @needs_embedded
