@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 
 from fovea.core.config import EngineConfig
-from fovea.core.errors import EmbeddingsError, MediaLimitError, PromptTooLongError, SamplingError
+from fovea.core.errors import (
+    EmbeddingsError,
+    InvalidOptionError,
+    MediaError,
+    MediaLimitError,
+    PromptTooLongError,
+    SamplingError,
+)
 from fovea.core.params import SamplingParams
 from fovea.core.types import (
     CompletionOutput,
@@ -109,7 +116,7 @@ class Preparer:
         slotted = tokenize(form, self.family, self.tokenizer)
         self._check_length(len(slotted.token_ids))
         started = time.perf_counter()
-        options = {**self._options, **self.family.check_options({**self._options, **form.processor_kwargs})}
+        options = self._request_options(form)
         known: dict[str, MemorySource] = {}
         opened = [self._open(media, i, options, known) for i, media in enumerate(form.media)]
         token_ids, spans = expand(slotted, [picture.num_tokens for picture in opened])
@@ -131,6 +138,12 @@ class Preparer:
         )
         reports = tuple(_report(picture) for picture in opened)
         return Prepared(request, form.text, reports, arrived, time.perf_counter() - started)
+
+    def _request_options(self, form: PromptForm) -> dict[str, Any]:
+        try:
+            return self.family.check_options({**self._options, **form.processor_kwargs})
+        except InvalidOptionError as error:  # of one request: it must be caught as a RequestError
+            raise MediaError(str(error)) from None
 
     def _check_params(self, params: SamplingParams) -> None:
         vocab_size = self.family.spec.decoder.vocab_size

@@ -11,8 +11,8 @@ import pytest
 from fovea.core.errors import (
     BatchError,
     FoveaError,
-    InvalidOptionError,
     MediaDecodeError,
+    MediaError,
     MediaLimitError,
     MediaSourceError,
     PromptError,
@@ -138,7 +138,7 @@ def test_secrets_in_addresses_are_not_repeated(llm: LLM) -> None:
         ({"cache_salt": "x" * 129}, PromptError, ("cache_salt", "128")),
         ({"cache_salt": "\ud800"}, PromptError, ("cache_salt",)),
         ({"mm_processor_kwargs": 5}, PromptError, ("mm_processor_kwargs", "int")),
-        ({"mm_processor_kwargs": {"num_crops": 3}}, InvalidOptionError, ("'num_crops'", "none")),
+        ({"mm_processor_kwargs": {"num_crops": 3}}, MediaError, ("'num_crops'", "none")),
         ({"chat_template_kwargs": 5}, PromptError, ()),
         ({"continue_final_message": True}, PromptError, ("add_generation_prompt",)),
     ],

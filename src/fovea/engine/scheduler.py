@@ -81,12 +81,10 @@ class Scheduler:
         plan = StepPlan()
         tokens_left = self.budgets.max_num_batched_tokens
         patches = _PatchBudget(self.budgets.max_num_batched_patches)
-        preempted_before = self.stats.num_preemptions
         for sequence in list(self.running):
             if tokens_left and sequence.is_running:
                 tokens_left -= self._plan_running(sequence, tokens_left, patches, plan)
-        blocks_ran_out = self.stats.num_preemptions > preempted_before
-        while self.waiting and tokens_left and not blocks_ran_out and len(self.running) < self.budgets.max_num_seqs:
+        while self.waiting and tokens_left and len(self.running) < self.budgets.max_num_seqs:
             planned = self._plan_waiting(self.waiting[0], tokens_left, patches, plan)
             if not planned:
                 break
@@ -131,7 +129,7 @@ class Scheduler:
             return 0
         while not self._secure_blocks(sequence, end):
             victim = self.running[-1]
-            self._preempt(victim, plan)
+            self._preempt(victim)
             if victim is sequence:
                 return 0
         return self._add_chunk(sequence, end, plan)
@@ -188,10 +186,10 @@ class Scheduler:
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.budgets.block_size)
 
-    def _preempt(self, sequence: Sequence, plan: StepPlan) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
+        """The youngest running sequence waits again; nothing of it is planned in this step yet."""
         self.stats.num_preemptions += 1
         sequence.num_preemptions += 1
-        plan.chunks[:] = [chunk for chunk in plan.chunks if chunk.sequence is not sequence]
         self.running.remove(sequence)
         sequence.is_running = False
         self._give_back(sequence)

@@ -67,7 +67,7 @@ class Sequence:
         self.blocks: list[int] = []
         self.hashes: list[bytes] = []
         self.held_media: set[int] = set()
-        self.media_hits: list[bool] = [True] * len(request.media)
+        self.media_hits = [item.embeds is None for item in request.media]  # until the tower has to run for one
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
         self.num_preemptions = 0
         self.clock = Clock()

@@ -85,8 +85,8 @@ class Family(ABC):
     def triple(self, key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
         """A value for each colour from the preprocessor config."""
         values = self.preprocessor.floats(key) if key in self.preprocessor else default
-        if len(values) != 3:
-            raise UnsupportedModelError(f"preprocessor_config.json: {key!r} must hold three numbers.")
+        if len(values) != 3 or (key == "image_std" and 0.0 in values):
+            raise UnsupportedModelError(f"preprocessor_config.json: {key!r} must hold three numbers; image_std not 0.")
         return (values[0], values[1], values[2])
 
     def dtype(self, default: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fovea.core.errors import UnsupportedModelError
 from fovea.core.types import MediaSpan
 from fovea.families.config_reader import Section
 from fovea.families.spec import DecoderSpec, RopeRegime, RopeSpec, TowerSpec, WeightSlot
@@ -24,13 +25,16 @@ def llama_decoder(text: Section, rope: RopeSpec, *, qkv_bias: bool, tied_head: b
     """A Llama-shaped decoder from the usual keys; defaults are LlamaConfig's, which published configs rely on."""
     text.expect("hidden_act", "silu")
     hidden_size, num_heads = text.count("hidden_size", 4096), text.count("num_attention_heads", 32)
+    num_kv_heads = text.count("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise UnsupportedModelError(f"config.json: {num_kv_heads} key-value heads do not divide {num_heads} heads.")
     return DecoderSpec(
         vocab_size=text.count("vocab_size", 32000),
         hidden_size=hidden_size,
         intermediate_size=text.count("intermediate_size", 11008),
         num_layers=text.count("num_hidden_layers", 32),
         num_heads=num_heads,
-        num_kv_heads=text.count("num_key_value_heads", num_heads),
+        num_kv_heads=num_kv_heads,
         head_dim=text.count("head_dim", hidden_size // num_heads),
         norm_eps=text.positive("rms_norm_eps", 1e-6),
         rope=rope,

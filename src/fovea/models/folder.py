@@ -21,7 +21,7 @@ def find_model(name: str, config: EngineConfig) -> Path:
     if name == EMBEDDED_MODEL:
         return embedded_model()
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return path
     if HUB_ID.fullmatch(name):
         return _download(name, config)
