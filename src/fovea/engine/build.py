@@ -18,6 +18,7 @@ from fovea.engine.memory import Machine, MemoryPlan, plan_memory
 from fovea.engine.runner import Runner
 from fovea.engine.scheduler import Budgets, Scheduler
 from fovea.families.base import Family
+from fovea.models.packed import pack_linears
 from fovea.models.vlm import VLM
 from fovea.models.weights import build_empty, fill_dummy, load_weights
 
@@ -64,6 +65,8 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
         fill_dummy(model, config.seed)
     else:
         load_weights(model, folder, family.weight_map(), use_tqdm=use_tqdm)
+    if blueprint.device.type == "cpu":
+        pack_linears(model, dtype)
     encoder_cache: EncoderCache[torch.Tensor] = EncoderCache(plan.encoder_cache_bytes)
     budgets = Budgets(
         max_num_seqs=config.max_num_seqs,

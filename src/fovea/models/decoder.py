@@ -77,8 +77,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] to [rows, vocabulary] in float32."""
-        weight = self.embed.weight if self.spec.tied_head else self.head.weight
-        return F.linear(hidden, weight).float()
+        logits: Tensor = F.linear(hidden, self.embed.weight) if self.spec.tied_head else self.head(hidden)
+        return logits.float()
 
 
 class Rope:

@@ -48,6 +48,10 @@ class ImageEncoder(nn.Module):
         """uint8 canvases [height, width, 3] on the model's device to rows [num_tokens, hidden] of each picture."""
         raise NotImplementedError
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tower.dtype
+
     def normalise(self, canvas: Tensor) -> Tensor:
         """uint8 [height, width, 3] to float32 [3, height, width]: (x / 255 - mean) / std."""
         mean, std = (torch.tensor(v, device=canvas.device) for v in (self.spec.image_mean, self.spec.image_std))
@@ -58,7 +62,7 @@ class ImageEncoder(nn.Module):
         px = self.spec.tower.patch_px
         patches = tiles.unfold(2, px, px).unfold(3, px, px)  # [tiles, 3, rows, columns, px, px]
         patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-        return self.tower.tiles(patches.to(self.projector.first.weight.dtype))
+        return self.tower.tiles(patches.to(self.dtype))
 
 
 class FixedEncoder(ImageEncoder):
@@ -107,7 +111,7 @@ class MergedGridEncoder(ImageEncoder):
         patches = torch.cat([self._patches(self.normalise(canvas)) for canvas in canvases])
         places = torch.cat([self._places(*grid[1:], device=patches.device).repeat(grid[0], 1) for grid in grids])
         lengths = [rows * columns for frames, rows, columns in grids for _ in range(frames)]
-        x = self.tower.packed(patches.to(self.projector.first.weight.dtype), lengths, places)
+        x = self.tower.packed(patches.to(self.dtype), lengths, places)
         merged = self.projector(self.projector.norm(x).unflatten(0, (-1, merge**2)).flatten(1))
         return list(merged.split([t * h * w // merge**2 for t, h, w in grids]))
 

@@ -53,6 +53,12 @@ class VisionTower(nn.Module):
             self.pre_norm = nn.LayerNorm(spec.width, spec.norm_eps)
         self.blocks = nn.ModuleList(VisionBlock(spec) for _ in range(spec.num_layers))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        block = self.blocks[0]
+        assert isinstance(block, VisionBlock)
+        return block.norm1.weight.dtype
+
     def tiles(self, patches: Tensor) -> Tensor:
         """Tiles of one size with learned positions: [tiles, n, values] to [tiles, n, width], class token dropped."""
         num_tiles, num_patches, _ = patches.shape
