@@ -36,17 +36,17 @@ class Projector(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Tower, projector and the pixel arithmetic between uint8 and patches."""
+    """Tower, projector and the pixel arithmetic between uint8 and patches.
+
+    The forward of each layout takes uint8 canvases [height, width, 3] on the model's device and their grids, and gives
+    rows [num_tokens, hidden] for each picture.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
         self.tower = VisionTower(spec.tower)
         self.projector = Projector(spec.projector, spec.tower.width)
-
-    def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
-        """uint8 canvases [height, width, 3] on the model's device to rows [num_tokens, hidden] of each picture."""
-        raise NotImplementedError
 
     @property
     def dtype(self) -> torch.dtype:
