@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -472,3 +473,13 @@ def test_metrics_tell_where_the_time_went(llm: LLM) -> None:
     assert all(part >= 0 for part in parts)
     assert 0 < metrics.ttft_s < metrics.total_s
     assert sum(parts) <= metrics.total_s * 1.01
+
+
+def test_a_context_that_does_not_fit_is_shortened_and_said(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("fovea"), "propagate", True)
+    with caplog.at_level("WARNING", logger="fovea"):
+        llm = LLM(str(checkpoints.folder("llava")), dtype="float32", kv_cache_memory_bytes=256 * 1024, use_tqdm=False)
+    assert llm.engine.plan.max_model_len < llm.family.spec.decoder.max_positions
+    assert f"max_model_len is {llm.engine.plan.max_model_len} instead of" in caplog.text

@@ -20,7 +20,7 @@ from fovea.engine.scheduler import Budgets, Scheduler
 from fovea.families.base import Family
 from fovea.models.packed import pack_linears
 from fovea.models.vlm import VLM
-from fovea.models.weights import build_empty, fill_dummy, load_weights
+from fovea.models.weights import build_empty, checkpoint_files, fill_dummy, load_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEDIA_THREADS_AT_MOST = 8
@@ -60,6 +60,14 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
     millions = blueprint.num_parameters / 1e6
     logger.info("%s (%.1f M parameters) on %s in %s", family.name, millions, blueprint.device, str(dtype)[6:])
     logger.info("%s", plan)
+    if config.max_model_len is None and plan.max_model_len < family.spec.decoder.max_positions:
+        logger.warning(
+            "max_model_len is %d instead of the model's %d: the KV cache holds no more",
+            plan.max_model_len,
+            family.spec.decoder.max_positions,
+        )
+    if config.load_format != "dummy":
+        checkpoint_files(folder)  # refuse an incomplete folder before memory is taken for its weights
     model = build_empty(family.spec, dtype, blueprint.device)
     if config.load_format == "dummy":
         fill_dummy(model, config.seed)
