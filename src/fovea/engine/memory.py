@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from fovea.core.config import GIB, MIB, EngineConfig
 from fovea.core.errors import CapacityError, InvalidOptionError
-from fovea.engine.sampler import DRAW_CHUNK_ELEMENTS, DRAW_ELEMENT_BYTES
 from fovea.families.spec import ModelSpec
 
 CPU_KV_SHARE, CPU_KV_MAX_BYTES = 0.25, 4 * GIB
 CPU_ENCODER_BYTES, GPU_ENCODER_SHARE = 256 * MIB, 0.02
 GPU_RESERVE_BYTES = 768 * MIB  # library handles and workspaces, allocator slack
+DRAW_CHUNK_ELEMENTS = 8 * 1024**2  # the sampler draws in chunks of this many logits
+DRAW_ELEMENT_BYTES = 32  # what a draw holds for each value of a chunk
 LOGIT_ROWS_AT_ONCE = 256  # prompt log-probabilities are computed in slices of this many rows
 
 

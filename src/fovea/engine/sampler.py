@@ -28,12 +28,11 @@ from torch import Tensor
 
 from fovea.core.params import SamplingParams
 from fovea.core.types import Logprob, TokenLogprobs
+from fovea.engine.memory import DRAW_CHUNK_ELEMENTS
 
 BROKEN = -1
 MIN_TEMPERATURE = 1e-5  # below it a draw is greedy, as in vLLM
 LOGPROBS_CHUNK_ELEMENTS = 64 * 1024**2  # of float32
-DRAW_CHUNK_ELEMENTS = 8 * 1024**2
-DRAW_ELEMENT_BYTES = 32  # what a draw holds for each value of a chunk
 _WEIGHT_SCALE = 2.0**32
 _FAR = 2**62
 
