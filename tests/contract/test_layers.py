@@ -88,6 +88,7 @@ def loaded_after(statement: str, *names: str) -> list[str]:
         "from fovea import SamplingParams, EngineConfig, RequestOutput, BatchError",
         "import fovea.pipeline",
         "import fovea.families.registry",
+        "import fovea.engine.scheduler, fovea.engine.memory",
         "import fovea.cli.main",
         "import fovea.cli.run, fovea.cli.doctor, fovea.cli.demo, fovea.cli.models",
     ],
