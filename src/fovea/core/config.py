@@ -22,10 +22,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "load_format": ("auto", "safetensors", "dummy"),
     "task": ("generate",),
+    "log_format": ("auto", "human", "json"),
+    "log_level": ("debug", "info", "warning", "error"),
 }
 
 
-def _option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
     return field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
@@ -36,58 +38,58 @@ class EngineConfig:
     Raises InvalidOptionError for a value out of range or of the wrong kind.
     """
 
-    model: str = _option(EMBEDDED_MODEL, "Hub id or local folder; the default is the embedded model.")
-    tokenizer: str | None = _option(None, "Folder or hub id of the tokenizer, if not the model's.")
-    revision: str | None = _option(None, "Branch, tag or commit of the hub model.")
-    download_dir: str | None = _option(None, "Where hub files are kept; default: the hub's own cache.")
-    trust_remote_code: bool = _option(
+    model: str = option(EMBEDDED_MODEL, "Hub id or local folder; the default is the embedded model.")
+    tokenizer: str | None = option(None, "Folder or hub id of the tokenizer, if not the model's.")
+    revision: str | None = option(None, "Branch, tag or commit of the hub model.")
+    download_dir: str | None = option(None, "Where hub files are kept; default: the hub's own cache.")
+    trust_remote_code: bool = option(
         False, "Accepted for compatibility. The supported models never need their remote code and it is never run."
     )
-    load_format: LoadFormat = _option("auto", "auto and safetensors read safetensors; dummy fills random weights.")
-    task: Literal["generate"] = _option("generate", "Only generate.")
+    load_format: LoadFormat = option("auto", "auto and safetensors read safetensors; dummy fills random weights.")
+    task: Literal["generate"] = option("generate", "Only generate.")
 
-    dtype: Dtype = _option(
+    dtype: Dtype = option(
         "auto", "Compute type. auto: the checkpoint's on a GPU; on a CPU float32 if that fits, else bfloat16."
     )
-    device: Device = _option("auto", "cpu, cuda, or auto: cuda when there is one.")
-    seed: int = _option(0, "Seed for requests that bring none, and for dummy weights.", low=0)
-    enforce_eager: bool = _option(False, "Never use CUDA graphs.")
+    device: Device = option("auto", "cpu, cuda, or auto: cuda when there is one.")
+    seed: int = option(0, "Seed for requests that bring none, and for dummy weights.", low=0)
+    enforce_eager: bool = option(False, "Never use CUDA graphs.")
 
-    max_model_len: int | None = _option(
+    max_model_len: int | None = option(
         None, "Longest prompt plus answer in tokens; default: the model's own, or what fits in memory.", low=1
     )
-    max_num_seqs: int = _option(256, "Most sequences in one step.", low=1)
-    max_num_batched_tokens: int = _option(8192, "Most tokens in one step; longer prompts are split.", low=16)
-    max_num_batched_patches: int = _option(
+    max_num_seqs: int = option(256, "Most sequences in one step.", low=1)
+    max_num_batched_tokens: int = option(8192, "Most tokens in one step; longer prompts are split.", low=16)
+    max_num_batched_patches: int = option(
         16384, "Most picture patches encoded in one step (a larger single picture is still encoded alone).", low=1
     )
-    block_size: int = _option(16, "Tokens in one KV block.", low=1, high=256)
-    gpu_memory_utilization: float = _option(0.92, "Share of GPU memory to plan with.", low=0.05, high=1.0)
-    kv_cache_memory_bytes: int | None = _option(None, "Bytes for the KV cache; overrides the share above.", low=1)
-    enable_prefix_caching: bool = _option(True, "Reuse KV blocks of equal prompt beginnings.")
-    encoder_cache_bytes: int | None = _option(
+    block_size: int = option(16, "Tokens in one KV block.", low=1, high=256)
+    gpu_memory_utilization: float = option(0.92, "Share of GPU memory to plan with.", low=0.05, high=1.0)
+    kv_cache_memory_bytes: int | None = option(None, "Bytes for the KV cache; overrides the share above.", low=1)
+    enable_prefix_caching: bool = option(True, "Reuse KV blocks of equal prompt beginnings.")
+    encoder_cache_bytes: int | None = option(
         None, "Bytes for picture embeddings kept for reuse; default: from the memory plan.", low=0
     )
 
-    limit_mm_per_prompt: Mapping[str, int] = _option(None, 'Most media in one prompt, e.g. {"image": 4}; default 999.')
-    mm_processor_kwargs: Mapping[str, Any] = _option(
+    limit_mm_per_prompt: Mapping[str, int] = option(None, 'Most media in one prompt, e.g. {"image": 4}; default 999.')
+    mm_processor_kwargs: Mapping[str, Any] = option(
         None, 'Image processor options, e.g. {"max_pixels": 401408} or {"num_crops": 16}.'
     )
-    allowed_local_media_path: str = _option("", "Folder below which file:// pictures may be read; empty: none.")
-    allowed_media_domains: tuple[str, ...] | None = _option(
+    allowed_local_media_path: str = option("", "Folder below which file:// pictures may be read; empty: none.")
+    allowed_media_domains: tuple[str, ...] | None = option(
         None, "Hosts that http and https pictures may be fetched from, matched exactly; default: any; empty: none."
     )
-    allowed_media_networks: tuple[str, ...] = _option(
+    allowed_media_networks: tuple[str, ...] = option(
         (), "Networks such as 10.1.0.0/16 whose addresses and ports may be fetched from although they are not public."
     )
-    media_fetch_timeout_s: float = _option(
+    media_fetch_timeout_s: float = option(
         5.0, "Most seconds for fetching one picture, from the name to the last byte.", low=0.01, high=600
     )
-    chat_template: str | None = _option(None, "Jinja template, as text or as a path, instead of the model's.")
-    max_image_bytes: int = _option(32 * MIB, "Largest encoded picture.", low=1)
-    max_image_pixels: int = _option(64_000_000, "Largest picture in pixels, checked before decoding.", low=1)
-    max_image_aspect: float = _option(200.0, "Most elongated picture: long side over short side.", low=1.0)
-    media_threads: int = _option(0, "Threads that decode and resize pictures; 0: one for each core, at most 8.", low=0)
+    chat_template: str | None = option(None, "Jinja template, as text or as a path, instead of the model's.")
+    max_image_bytes: int = option(32 * MIB, "Largest encoded picture.", low=1)
+    max_image_pixels: int = option(64_000_000, "Largest picture in pixels, checked before decoding.", low=1)
+    max_image_aspect: float = option(200.0, "Most elongated picture: long side over short side.", low=1.0)
+    media_threads: int = option(0, "Threads that decode and resize pictures; 0: one for each core, at most 8.", low=0)
 
     def __post_init__(self) -> None:
         for option in fields(self):

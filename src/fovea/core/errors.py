@@ -20,6 +20,11 @@
     |   |   +-- MediaDecodeError
     |   |   +-- EmbeddingsError
     |   +-- RequestFailedError      our fault, confined to the request
+    |   +-- RouteError              the HTTP side of a request
+    |   |   +-- BodyError, UnauthorizedError, ForbiddenError, NotFoundError, MethodNotAllowedError,
+    |   |       SlowClientError, ContentTooLargeError, UnsupportedTypeError
+    |   +-- UnavailableError        not now: full, draining, loading or dead; carries retry_after_s
+    |   +-- DeadlineError           it took longer than it may
     +-- BatchError                  some rows of a batch failed; carries the rest
 
 Messages are made here or at the raise site from our own words: what happened, which limit, which value, what to do.
@@ -37,10 +42,23 @@ if TYPE_CHECKING:
 
 
 class FoveaError(Exception):
-    """Base of all errors. `code` is stable and machine-readable; `status` is the HTTP status a server answers with."""
+    """Base of all errors.
+
+    `code` is stable and machine-readable, `status` the HTTP status a server answers with, `param` the place in the
+    request that is at fault, such as "messages.0.content.1.image_url". A raise site may give a code and a place of its
+    own.
+    """
 
     code = "internal_error"
     status = 500
+    param: str | None = None
+
+    def __init__(self, message: str = "", *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+        if param is not None:
+            self.param = param
 
 
 class ConfigError(FoveaError):
@@ -120,6 +138,67 @@ class EmbeddingsError(MediaError):
 class RequestFailedError(RequestError):
     code = "request_failed"
     status = 500
+
+
+class RouteError(RequestError):
+    """Base of what is wrong with a request before it is known what it asks."""
+
+
+class BodyError(RouteError):
+    code = "invalid_json"
+
+
+class UnauthorizedError(RouteError):
+    code = "invalid_api_key"
+    status = 401
+
+
+class ForbiddenError(RouteError):
+    code = "host_not_allowed"
+    status = 403
+
+
+class NotFoundError(RouteError):
+    code = "not_found"
+    status = 404
+
+
+class MethodNotAllowedError(RouteError):
+    code = "method_not_allowed"
+    status = 405
+
+
+class SlowClientError(RouteError):
+    code = "request_timeout"
+    status = 408
+
+
+class ContentTooLargeError(RouteError):
+    code = "content_too_large"
+    status = 413
+
+
+class UnsupportedTypeError(RouteError):
+    code = "unsupported_media_type"
+    status = 415
+
+
+class UnavailableError(RequestError):
+    """`code` is one of queue_full, draining, loading, engine_dead."""
+
+    code = "queue_full"
+    status = 503
+
+    def __init__(
+        self, message: str, *, code: str | None = None, param: str | None = None, retry_after_s: int = 1
+    ) -> None:
+        super().__init__(message, code=code, param=param)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(RequestError):
+    code = "deadline_exceeded"
+    status = 504
 
 
 class BatchError(FoveaError):

@@ -1,0 +1,1 @@
+"""The HTTP face: an OpenAI-compatible server. It never loads torch; the engine is another process."""
