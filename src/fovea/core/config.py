@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from fovea.core.errors import InvalidOptionError, UnknownOptionError, nearest
 
@@ -99,7 +99,7 @@ class EngineConfig:
         _check_networks(self.allowed_media_networks)
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> EngineConfig:
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
         """Build from keywords; an unknown name is an error that offers the nearest."""
         known = [f.name for f in fields(cls)]
         for name in options:

@@ -5,12 +5,20 @@ The defaults are for a server that strangers may reach: an order of magnitude lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fovea.core.config import GIB, MIB, EngineConfig, option
 
 DEFAULT_IMAGES = 16
+
+
+def secret(default: Any, help: str) -> Any:
+    """An option whose value is not shown when the config is."""
+    made = option(default, help)
+    made.repr = False
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +28,11 @@ class ServerConfig(EngineConfig):
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for every network.")
     port: int = option(8000, "Port to listen on; 0 takes a free one.", low=0, high=65535)
     served_model_name: tuple[str, ...] = option((), "Names the model answers to; default: the model's.")
-    api_key: tuple[str, ...] = option((), "Keys that clients must present; none: no key is asked for.")
+    api_key: tuple[str, ...] = secret(
+        (),
+        "Keys that clients must present; none: no key is asked for. Others on the machine can see flags: prefer the "
+        "variable FOVEA_API_KEY, or api_key_file.",
+    )
     api_key_file: str = option("", "File with one key in each line, beside api_key.")
     isolate_api_keys: bool = option(False, "Share no cache entry between different API keys.")
     allowed_origins: tuple[str, ...] = option((), "Origins of web pages that browsers let call this server (CORS).")
@@ -46,9 +58,7 @@ class ServerConfig(EngineConfig):
     keep_alive_s: float = option(15.0, "Idle connections are closed after this.", low=0.1)
     drain_timeout: float = option(30.0, "Seconds that running requests may take after SIGTERM.", low=0.0)
 
-    prepare_workers: int = option(
-        0, "Processes that render, tokenise and decode; 0: one for each core, up to 8.", low=0
-    )
+    prepare_workers: int = option(0, "Processes that tokenise and decode; 0: one for each core, up to 8.", low=0)
     prepare_timeout_s: float = option(10.0, "Most seconds for preparing a request before it is stopped.", low=0.1)
     prepare_memory_bytes: int = option(GIB, "Most memory that preparing one request may take.", low=64 * MIB)
     watchdog_s: float = option(
@@ -58,6 +68,11 @@ class ServerConfig(EngineConfig):
 
     log_format: Literal["auto", "human", "json"] = option("auto", "auto: human on a terminal, else json.")
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "Least severe log lines to write.")
+
+    # The engine's option; its default for strangers is another.
+    limit_mm_per_prompt: Mapping[str, int] = option(
+        None, f'Most media in one prompt, e.g. {{"image": 4}}; default {DEFAULT_IMAGES} images.'
+    )
 
     def image_limit(self) -> int:
         return int(self.limit_mm_per_prompt.get("image", DEFAULT_IMAGES))

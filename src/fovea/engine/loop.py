@@ -7,7 +7,8 @@ error, the others go on.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
@@ -21,6 +22,9 @@ from fovea.engine.sampler import make_generator, skip_draws
 from fovea.engine.scheduler import Chunk, Scheduler
 from fovea.engine.sequence import Sequence
 from fovea.models.vlm import VLM
+
+
+Forward = Callable[[list[Chunk]], StepResult]
 
 
 @dataclass(slots=True)
@@ -56,6 +60,7 @@ class Engine:
         self._seed = seed
         self._num_requests = 0
         self._requests: dict[str, _Request] = {}
+        self._forward: Forward = runner.forward
 
     @property
     def model(self) -> VLM:
@@ -101,6 +106,28 @@ class Engine:
         if not self.has_work():
             self.scheduler.check_idle()
         return outputs
+
+    def counters(self) -> dict[str, float]:
+        """What was done since the start, and how full things are now, by name."""
+        pool, cache = self.scheduler.pool, self._encoder_cache
+        return {
+            **asdict(self.stats),
+            **asdict(self.scheduler.stats),
+            "num_running": len(self.scheduler.running),
+            "num_waiting": len(self.scheduler.waiting),
+            "kv_blocks_total": pool.num_blocks,
+            "kv_blocks_free": pool.num_free,
+            "encoder_cache_bytes": cache.used_bytes,
+            "encoder_cache_capacity_bytes": cache.capacity_bytes,
+            "encoder_cache_hits": cache.num_hits,
+            "encoder_cache_misses": cache.num_misses,
+            "num_graph_steps": self._runner.num_graph_steps,
+            "num_eager_decodes": self._runner.num_eager_decodes,
+        }
+
+    def wrap_forward(self, wrap: Callable[[Forward], Forward]) -> None:
+        """Put something around every forward; tests let it go wrong."""
+        self._forward = wrap(self._forward)
 
     def reset_caches(self) -> None:
         """Forget reusable KV blocks and embeddings; running requests keep theirs."""
@@ -172,7 +199,7 @@ class Engine:
 
     def _launch(self, chunks: list[Chunk], outputs: list[TokenOutput]) -> None:
         try:
-            result = self._runner.forward(chunks)
+            result = self._forward(chunks)
         except Exception:  # the boundary between one request and the rest
             if len(chunks) == 1:
                 logger.exception("a request failed in the model")
@@ -239,7 +266,7 @@ class Engine:
                 stop_token_id=token_id if own_stop else None,
                 num_cached_tokens=sequence.num_cached_tokens,
                 media_hits=tuple(sequence.media_hits),
-                timings=sequence.clock.timings(sequence.num_preemptions) if reason else None,
+                timings=sequence.clock.timings(sequence.num_preemptions) if reason or first else None,
             )
         )
         if reason:

@@ -1,0 +1,137 @@
+"""The engine's process: loads the model, then repeats take messages, step, send tokens.
+
+One thread. A request's own trouble goes back as its error; any other exception ends the process, and the supervisor
+starts another. The heartbeat grows with every turn, so a loop that hangs can be told from one that is idle.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import msgspec
+
+from fovea.core.config import EngineConfig
+from fovea.core.errors import FoveaError, RequestFailedError
+from fovea.core.log import logger, show_logs
+from fovea.core.types import TokenOutput
+from fovea.engine.build import build_engine, plan_engine
+from fovea.engine.loop import Engine
+from fovea.families.registry import load_family
+from fovea.ipc import faults
+from fovea.ipc.blob import map_blob
+from fovea.ipc.channel import Channel, ChannelClosedError, Frame
+from fovea.ipc.heartbeat import Heartbeat
+from fovea.ipc.messages import (
+    Abort,
+    Add,
+    EngineReady,
+    Failed,
+    ResetCaches,
+    Setup,
+    Stats,
+    Stop,
+    ToEngine,
+    Tokens,
+    encode,
+    error_to_wire,
+    request_from_wire,
+    token_to_wire,
+)
+from fovea.ipc.process import open_parent
+from fovea.models.folder import find_model
+
+IDLE_TURN_S = 1.0
+STATS_EVERY_S = 0.25
+
+_decoder = msgspec.msgpack.Decoder(ToEngine)
+
+
+class EngineLoop:
+    def __init__(self, engine: Engine, channel: Channel, heartbeat: Heartbeat) -> None:
+        self._engine = engine
+        self._channel = channel
+        self._heartbeat = heartbeat
+        self._stats_sent = 0.0
+
+    def run(self) -> None:
+        """Until the parent closes the channel."""
+        while True:
+            self._heartbeat.beat()
+            busy = self._engine.has_work()
+            for frame in self._channel.receive(0.0 if busy else IDLE_TURN_S):
+                self._handle(frame)
+            if self._engine.has_work():
+                self._send(self._engine.step())
+            self._send_stats(idle=not self._engine.has_work())
+
+    def _handle(self, frame: Frame) -> None:
+        message = _decoder.decode(frame.payload)
+        match message:
+            case Add():
+                self._add(message, frame.blob)
+            case Abort():
+                self._engine.abort(message.request_id)
+            case Stop():
+                self._engine.stop(message.request_id, message.index)
+            case ResetCaches():
+                self._engine.reset_caches()
+            case Setup():
+                raise ChannelClosedError
+
+    def _add(self, message: Add, blob: int | None) -> None:
+        request = request_from_wire(message.request, None if blob is None else map_blob(blob))
+        try:
+            self._engine.add(request)
+        except FoveaError as error:
+            self._send([TokenOutput(request.request_id, 0, None, finish_reason="error", error=error)])
+
+    def _send(self, outputs: list[TokenOutput]) -> None:
+        if outputs:
+            self._channel.send(encode(Tokens([token_to_wire(output) for output in outputs])))
+
+    def _send_stats(self, *, idle: bool) -> None:
+        now = time.monotonic()
+        if idle or now - self._stats_sent >= STATS_EVERY_S:
+            self._stats_sent = now
+            self._channel.send(encode(Stats(self._engine.counters())))
+
+
+def load(setup: Setup) -> Engine:
+    config = EngineConfig.from_options(setup.options)
+    folder = find_model(config.model, config)
+    family = load_family(folder)
+    engine = build_engine(plan_engine(config, family), config, family, folder, use_tqdm=setup.show_progress)
+    faults.install(engine, setup.faults)
+    return engine
+
+
+def main(argv: list[str]) -> int:
+    channel = open_parent(argv)
+    try:
+        setup = _decoder.decode(channel.receive_one().payload)
+        if not isinstance(setup, Setup):
+            return 1
+        show_logs()
+        try:
+            engine = load(setup)
+        except FoveaError as error:
+            channel.send(encode(Failed(error_to_wire(error))))
+            return 1
+        except Exception:  # the last boundary: the parent gets a sentence, the log the cause
+            logger.exception("the engine could not be started")
+            channel.send(encode(Failed(error_to_wire(RequestFailedError("The engine could not be started.")))))
+            return 1
+        heartbeat = Heartbeat()
+        ready = EngineReady(
+            engine.plan.max_model_len, str(engine.model.device), str(engine.model.dtype)[6:], str(engine.plan)
+        )
+        channel.send(encode(ready), heartbeat.fd)
+        EngineLoop(engine, channel, heartbeat).run()
+    except ChannelClosedError:
+        return 0  # the parent is gone or wants us gone
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,229 @@
+"""The front's side of preparing: hands tasks to worker processes, and kills those that take too long.
+
+A worker has one task at a time. One that dies, hangs or leaves is replaced by a fork of the zygote; only its own
+request fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+from collections import deque
+from dataclasses import dataclass
+
+import msgspec
+
+from fovea.core.errors import MediaDecodeError
+from fovea.core.log import logger
+from fovea.core.server_config import ServerConfig
+from fovea.ipc.channel import AsyncChannel, Frame, socket_pair
+from fovea.ipc.messages import (
+    LEAVING,
+    Counts,
+    Done,
+    Failed,
+    Fork,
+    Forked,
+    FromPrepare,
+    FromZygote,
+    PrepareReady,
+    Refused,
+    Setup,
+    Task,
+    encode,
+    error_from_wire,
+)
+from fovea.ipc.process import WorkerStartError, exit_reason, spawn
+
+MAX_WORKERS = 8
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+_zygote_decoder = msgspec.msgpack.Decoder(FromZygote)
+_reply_decoder = msgspec.msgpack.Decoder(FromPrepare)
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareReply:
+    """What a worker made; `blob` is a descriptor that the receiver owns."""
+
+    message: Done | Counts
+    blob: int | None
+
+
+class PreparePool:
+    """`start` before anything else; `prepare` from any number of tasks of the loop."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.num_replaced = 0
+        self._config = config
+        self._num_workers = config.prepare_workers or min(MAX_WORKERS, num_cores())
+        self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
+        self._workers: set[_Worker] = set()
+        self._zygote: subprocess.Popen[bytes] | None = None
+        self._channel: AsyncChannel | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._forking: deque[_Worker] = deque()
+        self._restart: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def start(self) -> None:
+        """Raises ModelError or ConfigError if the model's tokenizer, template or configuration can't be used."""
+        self._started = asyncio.get_running_loop().create_future()
+        self._zygote, sock = spawn("fovea.ipc.prepare_worker", _ENVIRONMENT)
+        self._channel = AsyncChannel(sock, self._zygote_says, self._zygote_gone)
+        options = {f.name: getattr(self._config, f.name) for f in dataclasses.fields(self._config)}
+        options |= {"api_key": (), "api_key_file": ""}
+        self._channel.send(encode(Setup(options)))
+        await self._started
+        for _ in range(self._num_workers - len(self._workers)):
+            self._fork()
+
+    async def prepare(self, task: Task, blob: int | None) -> PrepareReply:
+        """Raises FoveaError: the worker's refusal, or what became of the worker. `blob` stays the caller's."""
+        worker = await self._idle.get()
+        while worker.is_gone:
+            worker = await self._idle.get()
+        try:
+            worker.ask(encode(task), blob)
+            async with asyncio.timeout(self._config.prepare_timeout_s):
+                frame = await worker.answer()
+        except TimeoutError:
+            self._discard(worker, kill=True)
+            raise MediaDecodeError(
+                f"The request could not be prepared within {self._config.prepare_timeout_s:g} s (option "
+                "prepare_timeout_s). Send smaller pictures or less text.",
+                code="preparation_timeout",
+            ) from None
+        except BaseException:  # the request was cancelled: its worker is of no use in the middle of it
+            self._discard(worker, kill=True)
+            raise
+        if frame is None:
+            raise MediaDecodeError(
+                "The request could not be prepared: the process that decoded it ended. A picture in it may be broken.",
+                code="invalid_image",
+            )
+        if worker.is_leaving:
+            self._discard(worker, kill=False)
+        else:
+            self._idle.put_nowait(worker)
+        reply = _reply_decoder.decode(frame.payload)
+        if isinstance(reply, Refused):
+            raise error_from_wire(reply.error)
+        return PrepareReply(reply, frame.blob)
+
+    def pids(self) -> list[int]:
+        return [worker.pid for worker in self._workers if worker.pid]
+
+    @property
+    def zygote_pid(self) -> int:
+        return self._zygote.pid if self._zygote is not None else 0
+
+    def close(self) -> None:
+        self._closing = True
+        for worker in list(self._workers):
+            self._discard(worker, kill=True)
+        if self._channel is not None:
+            self._channel.close()
+        if self._zygote is not None:
+            self._zygote.kill()
+            self._zygote.wait()
+
+    def _fork(self) -> None:
+        if self._closing or self._channel is None:
+            return
+        ours, theirs = socket_pair()
+        worker = _Worker()
+        worker.channel = AsyncChannel(ours, worker.on_frame, lambda: self._discard(worker, kill=False))
+        with theirs:
+            self._channel.send(encode(Fork()), theirs.fileno())
+        self._workers.add(worker)
+        self._forking.append(worker)
+
+    def _zygote_says(self, frame: Frame) -> None:
+        assert self._started is not None
+        message = _zygote_decoder.decode(frame.payload)
+        match message:
+            case PrepareReady() if not self._started.done():
+                self._started.set_result(None)
+            case Failed(error=error) if not self._started.done():
+                self._started.set_exception(error_from_wire(error))
+            case Forked(pid=pid):
+                worker = self._forking.popleft()
+                worker.pid = pid
+                self._idle.put_nowait(worker)
+
+    def _zygote_gone(self) -> None:
+        assert self._started is not None
+        assert self._zygote is not None
+        if self._closing:
+            return
+        reason = exit_reason(self._zygote.wait())
+        logger.error("the process that prepares requests ended: %s", reason)
+        self._channel = None
+        if not self._started.done():
+            self._started.set_exception(WorkerStartError(f"The process that prepares requests ended: {reason}."))
+            return
+        for worker in list(self._workers):
+            self._discard(worker, kill=True)
+        self._forking.clear()
+        self._restart = asyncio.get_running_loop().create_task(self.start())
+
+    def _discard(self, worker: _Worker, *, kill: bool) -> None:
+        """The worker is gone or has to go; another takes its place."""
+        if worker not in self._workers:
+            return
+        self._workers.remove(worker)
+        worker.is_gone = True
+        if worker.channel is not None:
+            worker.channel.close()
+        if kill and worker.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+        worker.resolve(None)
+        if not self._closing:
+            self.num_replaced += 1
+            self._fork()
+
+
+class _Worker:
+    """One forked process and the answer it owes."""
+
+    def __init__(self) -> None:
+        self.pid = 0
+        self.channel: AsyncChannel | None = None
+        self.is_gone = False
+        self.is_leaving = False
+        self._waiter: asyncio.Future[Frame | None] | None = None
+
+    def ask(self, payload: bytes, blob: int | None) -> None:
+        assert self.channel is not None
+        self._waiter = asyncio.get_running_loop().create_future()
+        if self.is_gone:
+            self.resolve(None)
+        else:
+            self.channel.send(payload, blob)
+
+    async def answer(self) -> Frame | None:
+        """None if the process ended instead."""
+        assert self._waiter is not None
+        return await self._waiter
+
+    def on_frame(self, frame: Frame) -> None:
+        if frame.payload == LEAVING:
+            self.is_leaving = True
+        else:
+            self.resolve(frame)
+
+    def resolve(self, frame: Frame | None) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(frame)
+        elif frame is not None and frame.blob is not None:
+            os.close(frame.blob)
+
+
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

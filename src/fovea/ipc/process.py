@@ -1,0 +1,65 @@
+"""Starting a process that shares a socket with this one, and making sure that it never outlives us."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from fovea.core.errors import FoveaError
+from fovea.ipc.channel import Channel, socket_pair
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def spawn(module: str, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Run `python -m module SOCKET PARENT`. The socket is our end of the pair."""
+    ours, theirs = socket_pair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **environment},
+        )
+    return process, ours
+
+
+def open_parent(argv: list[str]) -> Channel:
+    """What `spawn` started calls first: the channel to its parent, and death with it."""
+    descriptor, parent = int(argv[1]), int(argv[2])
+    # Ctrl-C and SIGTERM reach a whole process group; the parent decides what they mean.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent(parent)
+    return Channel(socket.socket(fileno=descriptor))
+
+
+def die_with_parent(parent: int) -> None:
+    """On Linux the kernel kills this process when `parent` ends; elsewhere the closed socket has to tell."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def exit_reason(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is None:
+        return "it still runs"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+class WorkerStartError(FoveaError):
+    """A worker process ended before it was ready."""
+
+    code = "worker_start_failed"

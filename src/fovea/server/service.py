@@ -1,0 +1,229 @@
+"""The way of a request through the server: a seat, its pictures, tokens from the engine, an answer.
+
+admit     refused here if the server is full, before anything is paid for
+fetch     web pictures, all at once, by media.fetch
+prepare   template, tokens, decoding: in a worker process that can be killed
+run       the engine's process; tokens are collected here
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from typing import Any, TypeVar
+
+from fovea.core.errors import DeadlineError, MediaLimitError
+from fovea.core.server_config import ServerConfig
+from fovea.core.types import Delta, EngineTimings, MediaReport, MediaSpan, RequestOutput
+from fovea.ipc.blob import write_blob
+from fovea.ipc.messages import Counts, Done, FetchedWire, Task, ids_from_wire, params_to_wire, request_from_wire
+from fovea.ipc.prepare_pool import PreparePool
+from fovea.ipc.supervisor import Flight, Supervisor
+from fovea.media.fetch import FetchPolicy, fetch
+from fovea.media.load import Fetched
+from fovea.pipeline.collector import Collector
+from fovea.pipeline.preparer import Counted, Prepared
+from fovea.prompt.chat import chat_media
+from fovea.prompt.forms import MediaInput
+from fovea.prompt.tokenizer import Tokenizer
+from fovea.server.admission import Admission, Seat
+from fovea.server.ask import Ask, ServiceStatus
+
+T = TypeVar("T")
+
+
+class Service:
+    def __init__(
+        self,
+        config: ServerConfig,
+        model_names: tuple[str, ...],
+        tokenizer: Tokenizer,
+        pool: PreparePool,
+        engine: Supervisor,
+        admission: Admission,
+    ) -> None:
+        self.config = config
+        self.model_names = model_names
+        self.created = int(time.time())
+        self._tokenizer = tokenizer
+        self._pool = pool
+        self._engine = engine
+        self._admission = admission
+        self._fetch_policy = FetchPolicy.from_config(config)
+
+    @property
+    def max_model_len(self) -> int:
+        return self._engine.facts.max_model_len if self._engine.facts is not None else 0
+
+    @property
+    def status(self) -> ServiceStatus:
+        if self._admission.draining:
+            return "draining"
+        return "dead" if self._engine.state == "gone" else self._engine.state
+
+    @property
+    def is_live(self) -> bool:
+        return self._engine.state in ("ready", "loading")
+
+    async def answer(self, ask: Ask) -> RequestOutput:
+        async with contextlib.aclosing(self._run(ask, live=False)) as events:
+            async for event in events:
+                if isinstance(event, RequestOutput):
+                    return event
+        raise AssertionError("a request ended without an output")
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[Delta | RequestOutput, None]:
+        async with contextlib.aclosing(self._run(ask, live=True)) as events:
+            async for event in events:
+                yield event
+
+    async def count(self, ask: Ask) -> Counted:
+        deadline = self._deadline(ask)
+        self._engine.check_ready()
+        with self._admission.admit(ask.num_body_bytes) as seat:
+            fetched = await _until(deadline, self._fetch(ask, seat))
+            task = self._task(ask, time.perf_counter(), fetched, count=True)
+            message, blob = await self._prepare(task, fetched, deadline)
+        if blob is not None:
+            os.close(blob)
+        assert isinstance(message, Counts), "what was asked for"
+        spans = tuple(MediaSpan(start, length) for start, length in message.spans)
+        return Counted(ids_from_wire(message.token_ids), spans, _reports(message.reports))
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+    async def _run(self, ask: Ask, *, live: bool) -> AsyncGenerator[Delta | RequestOutput, None]:
+        deadline = self._deadline(ask)
+        arrived = time.perf_counter()
+        self._engine.check_ready()
+        with self._admission.admit(ask.num_body_bytes) as seat:
+            fetched = await _until(deadline, self._fetch(ask, seat))
+            message, blob = await self._prepare(self._task(ask, arrived, fetched), fetched, deadline)
+            assert isinstance(message, Done), "what was asked for"
+            request = request_from_wire(message.request, None)
+            prepared = Prepared(
+                request, message.text, _reports(message.reports), arrived, message.prompt_s, message.media_s
+            )
+            seat.add_tokens(len(request.token_ids))
+            flight = Flight(request.request_id, message.request, blob)
+            collector = Collector(prepared, self._tokenizer, self._stop, live=live)
+            self._engine.submit(flight)
+            try:
+                while not collector.finished:
+                    for token in await _until(deadline, flight.take()):
+                        seat.started()
+                        collector.add(token)
+                    if live:
+                        for delta in collector.deltas():
+                            yield delta
+                yield collector.output()
+            finally:
+                self._engine.end(flight, finished=collector.finished)
+
+    async def _prepare(
+        self, task: Task, fetched: dict[str, Fetched], deadline: float
+    ) -> tuple[Done | Counts, int | None]:
+        blob = write_blob([item.data for item in fetched.values()]) if fetched else None
+        try:
+            reply = await _until(deadline, self._pool.prepare(task, blob))
+        finally:
+            if blob is not None:
+                os.close(blob)
+        return reply.message, reply.blob
+
+    async def _fetch(self, ask: Ask, seat: Seat) -> dict[str, Fetched]:
+        """The web pictures of the request, each address once."""
+        media = self._pictures(ask.messages) if ask.messages is not None else []
+        if len(media) > self.config.image_limit():
+            raise MediaLimitError(
+                f"The request has {len(media)} pictures; limit_mm_per_prompt allows {self.config.image_limit()}.",
+                code="too_many_media_items",
+                param="messages",
+            )
+        urls = dict.fromkeys(m.value for m in media if m.kind == "url" and m.value[:5].lower().startswith("http"))
+        total_bytes = 0
+        fetched: dict[str, Fetched] = {}
+
+        async def fetch_one(url: str) -> None:
+            nonlocal total_bytes
+            started = time.perf_counter()
+            data = await fetch(url, self._fetch_policy)
+            total_bytes += len(data)
+            seat.add_media_bytes(len(data))
+            if total_bytes > self.config.max_request_media_bytes:
+                raise MediaLimitError(
+                    f"The request's pictures have more than {self.config.max_request_media_bytes:,} bytes (option "
+                    "max_request_media_bytes). Send fewer or smaller ones.",
+                    code="media_too_large",
+                    param="messages",
+                )
+            fetched[url] = Fetched(data, time.perf_counter() - started)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for url in urls:
+                    group.create_task(fetch_one(url))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return {url: fetched[url] for url in urls}
+
+    def _pictures(self, messages: list[dict[str, Any]]) -> list[MediaInput]:
+        return chat_media(messages, allow_embeds=self.config.enable_mm_embeds, from_json=True)
+
+    def _task(self, ask: Ask, arrived: float, fetched: dict[str, Fetched], *, count: bool = False) -> Task:
+        places, offset = [], 0
+        for url, item in fetched.items():
+            places.append(FetchedWire(url, offset, len(item.data), item.seconds))
+            offset += len(item.data)
+        return Task(
+            request_id=ask.request_id,
+            arrived=arrived,
+            max_model_len=self.max_model_len,
+            params=params_to_wire(ask.params),
+            messages=ask.messages,
+            prompt=list(ask.prompt) if isinstance(ask.prompt, tuple) else ask.prompt,
+            salt=_salt(ask),
+            processor_kwargs=dict(ask.processor_kwargs),
+            template_kwargs=dict(ask.template_kwargs),
+            add_generation_prompt=ask.add_generation_prompt,
+            continue_final_message=ask.continue_final_message,
+            add_special_tokens=ask.add_special_tokens,
+            fetched=places,
+            count=count,
+        )
+
+    def _stop(self, request_id: str, index: int) -> EngineTimings | None:
+        self._engine.stop(request_id, index)
+        return None
+
+    def _deadline(self, ask: Ask) -> float:
+        timeout_s = min(self.config.request_timeout_s, ask.timeout_s or self.config.request_timeout_s)
+        return asyncio.get_running_loop().time() + timeout_s
+
+
+async def _until(deadline: float, work: Awaitable[T]) -> T:
+    """Raises DeadlineError when the request's time is over."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await work
+    except TimeoutError:
+        raise DeadlineError(
+            "The request took longer than it may (option request_timeout_s, or the request's own timeout)."
+        ) from None
+
+
+def _salt(ask: Ask) -> str:
+    """What separates tenants in every cache: the client's salt and, if asked for, who it is."""
+    if not ask.tenant:
+        return ask.salt
+    digest = hashlib.sha256(len(ask.tenant).to_bytes(8, "little") + ask.tenant.encode() + ask.salt.encode())
+    return digest.hexdigest()
+
+
+def _reports(values: list[dict[str, Any]]) -> tuple[MediaReport, ...]:
+    return tuple(MediaReport(**report) for report in values)
