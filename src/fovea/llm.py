@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -22,7 +22,8 @@ from fovea.core.types import RequestOutput, TokenOutput
 from fovea.engine.build import build_engine, media_threads, plan_engine
 from fovea.families.registry import load_family
 from fovea.models.folder import find_model
-from fovea.pipeline import Collector, Prepared, Preparer
+from fovea.pipeline.collector import Collector
+from fovea.pipeline.preparer import Prepared, Preparer
 from fovea.prompt.chat import build_chat
 from fovea.prompt.forms import PromptForm, parse_prompt
 
@@ -117,8 +118,9 @@ class LLM:
 
         A message's content is text or a list of parts: {"type": "text", "text": ...}, {"type": "image_url",
         "image_url": {"url": ...}} with a data URL, a web address or, below allowed_local_media_path, a file URL, or
-        {"type": "image_pil", "image_pil": picture}. Pictures stand where their parts stand; nothing typed in a text is
-        read as a picture or a special token.
+        {"type": "image_pil", "image_pil": picture}. An image part may have "uuid", "detail" ("low": at most 512 x 512
+        pixels), "max_pixels" and, where the model can, "min_pixels"; these only lower what the options permit. Pictures
+        stand where their parts stand; nothing typed in a text is read as a picture or a special token.
         """
         several = isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], (list, tuple))
         conversations = list(messages) if several else [messages]
@@ -197,7 +199,11 @@ class LLM:
 
     def _prepare(self, maker: FormMaker, params: SamplingParams, request_id: str, arrived: float) -> Prepared:
         try:
-            return self._preparer.prepare(maker(), params, request_id, arrived)
+            started = time.perf_counter()
+            form = maker()
+            rendered_s = time.perf_counter() - started
+            prepared = self._preparer.prepare(form, params, request_id, arrived)
+            return replace(prepared, prompt_s=prepared.prompt_s + rendered_s)
         except FoveaError:
             raise
         except Exception as error:  # the boundary between one prompt and the rest

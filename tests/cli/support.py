@@ -69,6 +69,6 @@ class FakeLLM:
 
 def answer(text: str, num_tokens: int, pictures: int, *, finished: bool) -> RequestOutput:
     completion = CompletionOutput(0, text, tuple(range(num_tokens)), finish_reason="stop" if finished else None)
-    metrics = RequestMetrics(0.01, 0.0, 0.02, 0.03, 0.5, 0.06, 0.56, 0) if finished else None
+    metrics = RequestMetrics(0.005, 0.01, 0.0, 0.02, 0.03, 0.5, 0.06, 0.56, 0) if finished else None
     media = tuple(MediaReport(100, 70, 112, 56, 8, cache_hit=False) for _ in range(pictures))
     return RequestOutput("0", None, tuple(range(30)), [completion], finished, media=media, metrics=metrics)

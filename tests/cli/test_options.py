@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 from typing import Any
 
 import pytest
 
 from fovea.cli.options import (
+    SERVER_GROUPS,
     Parser,
     UsageError,
     add_options,
     engine_options,
     given,
-    parse_mapping,
-    parse_number,
-    parse_whole,
     sampling_options,
+    server_options,
 )
 from fovea.core.config import EngineConfig
+from fovea.core.server_config import ServerConfig
 
 
 def engine_flags(*argv: str) -> dict[str, Any]:
@@ -59,7 +59,9 @@ def engine_flags(*argv: str) -> dict[str, Any]:
         ),
         (("--allowed-media-domains", ""), {"allowed_media_domains": []}),
         (("--allowed-media-networks", "10.0.0.0/8,::1"), {"allowed_media_networks": ["10.0.0.0/8", "::1"]}),
+        (("--allowed-media-domains", '["a.test"]'), {"allowed_media_domains": ["a.test"]}),
         (("--media-fetch-timeout-s", "2.5"), {"media_fetch_timeout_s": 2.5}),
+        (("--max-model-len", "auto"), {"max_model_len": None}),
     ],
 )
 def test_flags_are_read(argv: tuple[str, ...], expected: dict[str, Any]) -> None:
@@ -83,6 +85,8 @@ def test_values_keep_their_underscores() -> None:
         (("--limit-mm-per-prompt", "2"), "'2' is neither key=value nor a JSON object"),
         (("--limit-mm-per-prompt", "{image: 2}"), "is not valid JSON"),
         (("--max-model",), "unknown option --max-model."),
+        (("--max-num-seqs", "auto"), "'auto' is not a whole number"),
+        (("--allowed-media-domains", '["a", 1]'), "it looks like JSON but is no list of texts"),
     ],
 )
 def test_mistakes_are_named(argv: tuple[str, ...], message: str) -> None:
@@ -124,19 +128,16 @@ def test_the_help_shows_every_default_that_is_not_none(capsys: pytest.CaptureFix
     assert "--allowed-media-domains TEXT,..." in text
 
 
-@pytest.mark.parametrize("text", ["", "k", "1e3", "0x10", "1 k", "１"])
-def test_whole_numbers_are_strict(text: str) -> None:
-    if text == "１":  # digits of other scripts are digits to Python, and mean what they say
-        assert parse_whole(text) == 1
-        return
-    with pytest.raises(argparse.ArgumentTypeError):
-        parse_whole(text)
+def test_every_option_of_a_server_is_in_one_group() -> None:
+    grouped = [name for names in SERVER_GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(ServerConfig))
 
 
-def test_numbers_and_mappings() -> None:
-    assert parse_number("1e-3") == 0.001
-    assert parse_mapping("a=true, b=x, c=1.5") == {"a": True, "b": "x", "c": 1.5}
-    with pytest.raises(argparse.ArgumentTypeError):
-        parse_mapping("=2")
-    with pytest.raises(argparse.ArgumentTypeError):
-        parse_mapping("")
+def test_server_options_have_help_and_show_large_defaults_shortly(capsys: pytest.CaptureFixture[str]) -> None:
+    assert all(option.help.endswith(".") for option in server_options())
+    parser = Parser("test", description="", examples=())
+    add_options(parser, "server", server_options())
+    text = " ".join(parser.format_help().split())
+    assert "Largest request body. [32M]" in text
+    assert "Most memory that preparing one request may take. [1G]" in text
+    assert "default 16 images." in text

@@ -14,7 +14,8 @@ import pytest
 
 import fovea
 from fovea.cli.main import COMMANDS
-from fovea.cli.options import SAMPLING_HELP, engine_options, options_page, sampling_options
+from fovea.cli.options import SAMPLING_HELP, engine_options, sampling_options
+from fovea.cli.page import options_page
 from fovea.core import errors
 from fovea.core.config import EngineConfig
 from fovea.core.params import SamplingParams
@@ -75,7 +76,7 @@ def test_error_codes_are_told_apart() -> None:
 
 def test_the_options_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
-    assert page == options_page(), "run: python -m fovea.cli.options > docs/options.md"
+    assert page == options_page(), "run: python -m fovea.cli.page > docs/options.md"
 
 
 def test_every_option_has_a_help_text_and_a_flag() -> None:

@@ -99,6 +99,43 @@ def test_a_number_too_large_for_a_float_is_refused(name: str) -> None:
         SamplingParams(**values)
 
 
+@pytest.mark.parametrize(
+    ("values", "code"),
+    [
+        ({"n": "1"}, "invalid_type"),
+        ({"n": True}, "invalid_type"),
+        ({"n": 0}, "below_min_value"),
+        ({"n": 65}, "above_max_value"),
+        ({"n": 10**5000}, "above_max_value"),
+        ({"seed": -(10**5000)}, "below_min_value"),
+        ({"seed": [10**5000]}, "invalid_type"),
+        ({"temperature": "hot"}, "invalid_type"),
+        ({"temperature": NAN}, "invalid_value"),
+        ({"temperature": -0.1}, "below_min_value"),
+        ({"temperature": 10**400}, "above_max_value"),
+        ({"top_p": 0.0}, "below_min_value"),
+        ({"stop": 5}, "invalid_type"),
+        ({"stop": ["a"] * 17}, "array_too_long"),
+        ({"stop": [None]}, "invalid_type"),
+        ({"stop": ""}, "invalid_value"),
+        ({"stop_token_ids": [-1]}, "below_min_value"),
+        ({"allowed_token_ids": []}, "invalid_value"),
+        ({"logit_bias": 5}, "invalid_type"),
+        ({"logit_bias": dict.fromkeys(range(1025), 1.0)}, "array_too_long"),
+        ({"logit_bias": {1: 101}}, "above_max_value"),
+        ({"detokenize": "no"}, "invalid_type"),
+        ({"min_tokens": 17}, "invalid_value"),
+        ({"temprature": 1.0}, "unsupported_value"),
+        ({"stop": "a", "detokenize": False}, "unsupported_combination"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, str) else next(iter(value)),
+)
+def test_a_refusal_has_a_code_and_names_the_field(values: dict[str, Any], code: str) -> None:
+    with pytest.raises(SamplingError) as caught:
+        SamplingParams.from_mapping(values)
+    assert (caught.value.code, caught.value.param, caught.value.status) == (code, next(iter(values)), 400)
+
+
 def test_every_field_is_tested_here() -> None:
     assert {f.name for f in fields(SamplingParams)} == {name for name, _, _ in BAD}
 

@@ -13,6 +13,7 @@ from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.loop import Engine
 from fovea.engine.memory import MemoryPlan
 from fovea.engine.runner import Runner, StepResult
+from fovea.engine.sampler import NOT_FINITE
 from fovea.engine.scheduler import Budgets, Chunk, Scheduler, StepPlan
 from fovea.engine.sequence import Sequence
 from fovea.families.spec import RopeRegime, RopeSpec
@@ -155,6 +156,7 @@ class FakeRunner:
     """Tokens are hashes of the prefix, so an answer depends on the request alone, as a model's does.
 
     `bad_pictures`, `bad_requests`: raise when these are run, together with whatever else is in the same call.
+    `not_finite`: these requests' numbers are not; `broken_pictures`: the next forward says so of these.
     `banned`: for these prefixes no token can be produced.
     """
 
@@ -162,6 +164,11 @@ class FakeRunner:
         self.world = World(scheduler)
         self.bad_pictures: set[bytes] = set()
         self.bad_requests: set[str] = set()
+        self.vocab_size = VOCABULARY
+        self.cleared: list[int] = []
+        self.sound = True
+        self.not_finite: set[str] = set()
+        self.broken_pictures: list[bytes] = []
         self.banned: set[tuple[str, int, int]] = set()  # request, completion, number of its generated tokens
         self.forwards: list[list[tuple[str, int]]] = []
 
@@ -179,9 +186,18 @@ class FakeRunner:
         self.world.run(StepPlan(chunks))
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         ids = [self._token(sequence) for sequence in sampling]
-        return StepResult(ids, [{token: Logprob(-1.0, 1)} for token in ids])
+        broken, self.broken_pictures = self.broken_pictures, []
+        return StepResult(ids, [{token: Logprob(-1.0, 1)} for token in ids], broken)
+
+    def is_sound(self) -> bool:
+        return self.sound
+
+    def clear(self, blocks: list[int]) -> None:
+        self.cleared += blocks
 
     def _token(self, sequence: Sequence) -> int:
+        if sequence.request.request_id in self.not_finite:
+            return NOT_FINITE
         if (sequence.request.request_id, sequence.index, sequence.num_generated) in self.banned:
             return -1
         return int.from_bytes(identities(sequence)[-1][:4], "big") % VOCABULARY
@@ -211,6 +227,7 @@ def run_all(engine: Engine, requests: Rows[EngineRequest], most_steps: int = 200
     for _ in range(most_steps):
         if not engine.has_work():
             engine.scheduler.check_idle()
+            assert not engine.stats.num_idle_repairs
             assert not engine._requests
             return outputs
         for output in engine.step():

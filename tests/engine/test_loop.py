@@ -47,7 +47,7 @@ def test_every_request_gets_its_own_tokens_and_one_end() -> None:
         got = outputs[request.request_id]
         assert token_ids(got) == expected_tokens(request, request.params.max_tokens or 0)
         assert [output.finish_reason for output in got] == [None] * (len(got) - 1) + ["length"]
-        assert [output.timings is not None for output in got] == [False] * (len(got) - 1) + [True]
+        assert [output.timings is not None for output in got] == [True] + [False] * (len(got) - 2) + [True]
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["stop_token_ids", "the model's end"])

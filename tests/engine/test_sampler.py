@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fovea.core.params import SamplingParams
 from fovea.engine.sampler import (
     BROKEN,
+    NOT_FINITE,
     SamplingRow,
     choose,
     is_random,
@@ -212,15 +213,19 @@ def test_a_broken_row_fails_alone(device: str, options: dict[str, Any], poison: 
     alone = sample(logits, [row(number=i, logprobs=2, **options) for i in range(3)])
     logits[1] = poison
     beside = sample(logits, [row(number=i, logprobs=2, **options) for i in range(3)])
-    assert beside.token_ids == [alone.token_ids[0], BROKEN, alone.token_ids[2]]
+    assert beside.token_ids == [alone.token_ids[0], NOT_FINITE, alone.token_ids[2]]
     assert beside.logprobs == [alone.logprobs[0], None, alone.logprobs[2]]
 
 
 def test_one_nan_is_enough_to_break_a_row() -> None:
     logits = random_logits(1)
     logits[0, 17] = float("nan")
-    assert greedy(logits, row()) == [BROKEN]
-    assert greedy(logits, row(temperature=1.0)) == [BROKEN]
+    assert greedy(logits, row()) == [NOT_FINITE]
+    assert greedy(logits, row(temperature=1.0)) == [NOT_FINITE]
+    assert greedy(
+        logits,
+        row(allowed_token_ids=[3]),
+    ) == [NOT_FINITE]
 
 
 def test_a_row_with_everything_banned_is_broken() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +18,17 @@ from fovea.cli.pictures import bundled_asks
 from tests.cli.support import environment, needs_embedded
 from tests.contract.source import ROOT
 from tests.parity.support import Checkpoints
+from tests.server_process import serve
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 ONE, SEVERAL = "offline_vision_language.py", "offline_vision_language_multi_image.py"
 MAX_LINES = 80
 FAMILIES = ("llava", "phi3_v", "qwen2_vl")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+CURL = re.compile(r"^(curl .*?)^```$", re.MULTILINE | re.DOTALL)
+SERVER = "http://127.0.0.1:8000"
 
 
 def readme_blocks() -> list[str]:
@@ -98,9 +106,19 @@ def test_examples_run_without_arguments(name: str, folder: Path) -> None:
 @needs_embedded
 @pytest.mark.parametrize("number", range(len(readme_blocks())))
 def test_python_blocks_of_the_readme_run(number: int, folder: Path) -> None:
-    (folder / "block.py").write_text(readme_blocks()[number], encoding="utf-8")
-    out = run("block.py", cwd=folder)
-    assert "red circle" in out
+    block = readme_blocks()[number]
+    with serve() if SERVER in block else contextlib.nullcontext() as server:
+        (folder / "block.py").write_text(block.replace(SERVER, server.url if server else SERVER), encoding="utf-8")
+        assert "red circle" in run("block.py", cwd=folder)
+
+
+@needs_embedded
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_the_curl_line_of_the_readme_runs(folder: Path) -> None:
+    with serve() as server:
+        line = CURL.findall((ROOT / "README.md").read_text(encoding="utf-8"))[0].replace(SERVER, server.url)
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=folder, timeout=60, check=True)
+    assert "red circle" in json.loads(done.stdout)["choices"][0]["message"]["content"]
 
 
 def test_the_readme_has_blocks_to_run() -> None:

@@ -94,6 +94,11 @@ def refused(url: str, rules: FetchPolicy | None = None, names: Names | None = No
         get(url, rules, names, **more)
     assert type(error.value) in (MediaSourceError, MediaLimitError)
     text = str(error.value)
+    if isinstance(error.value, MediaLimitError):
+        assert error.value.code == "media_too_large"
+    else:
+        failed = "could not be fetched" in text
+        assert error.value.code == ("media_fetch_failed" if failed else "media_url_not_allowed")
     assert not [secret for secret in SECRETS if secret in text], text
     assert len(text) < 400
     return text

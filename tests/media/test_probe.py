@@ -6,6 +6,7 @@ import io
 import time
 import tracemalloc
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from fovea.core.config import EngineConfig
 from fovea.core.errors import MediaDecodeError, MediaLimitError
+from fovea.core.server_config import ServerConfig
 from fovea.media import ArraySource, BytesSource, MediaLimits, PilSource, load_picture, probe, probe_size
 from tests.media.corpus import (
     FORMATS,
@@ -145,3 +147,23 @@ def test_pillows_own_guard_neither_warns_nor_interferes(monkeypatch: pytest.Monk
 def test_limits_come_from_the_options() -> None:
     config = EngineConfig(max_image_bytes=5, max_image_pixels=6, max_image_aspect=7.0)
     assert MediaLimits.from_config(config) == MediaLimits(5, 6, 7.0)
+    assert MediaLimits.from_config(config).allow_animated
+
+
+def test_a_server_takes_no_animations() -> None:
+    limits = MediaLimits.from_config(ServerConfig())
+    assert not limits.allow_animated
+    assert limits.max_pixels == ServerConfig().max_image_pixels
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_an_animation_is_refused_where_it_is_not_allowed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(noise(8, 8))
+    data = encode(image, kind, save_all=True, append_images=[Image.fromarray(noise(8, 8, seed=1))])
+    still = replace(LIMITS, allow_animated=False)
+    assert probe(BytesSource(encode(image, kind)), still).width_px == 8
+    assert load_picture(data, LIMITS).width_px == 8
+    monkeypatch.setattr("fovea.media.load.decode", lambda _: pytest.fail("decoded"))
+    with pytest.raises(MediaDecodeError, match="Send the frames you mean as separate pictures") as caught:
+        load_picture(data, still)
+    assert (caught.value.code, caught.value.status) == ("animated_image_not_supported", 400)

@@ -19,7 +19,7 @@ from PIL import Image
 from fovea.core.params import SamplingParams
 from fovea.core.types import RequestOutput
 from fovea.llm import LLM
-from fovea.pipeline import Collector
+from fovea.pipeline.collector import Collector
 from fovea.prompt.forms import parse_prompt
 from tests.oracle.checkpoints import BUILDERS, CASES, Case
 from tests.oracle.reference import Reference, reference
@@ -104,6 +104,7 @@ def load(folder: Path, **options: Any) -> LLM:
 
 def check_idle(llm: LLM) -> None:
     llm.engine.scheduler.check_idle()
+    assert not llm.engine.stats.num_idle_repairs
     assert not llm.engine._requests, "an idle engine remembers requests"
 
 

@@ -1,7 +1,8 @@
 """The command `fovea`: finds the subcommand, and turns every ending into one line and an exit code.
 
 A subcommand's module is imported when it is called, so that help and mistyped flags answer at once. This is also the
-only place of the package that reads an environment variable: FOVEA_DEBUG=1 shows tracebacks.
+only place of the package that reads environment variables: FOVEA_DEBUG=1 shows tracebacks, and commands that take
+options from variables (`sources` reads them) are handed a copy of all.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 COMMANDS: Mapping[str, str] = MappingProxyType(
     {
+        "serve": "an OpenAI-compatible server, with a playground for people",
         "run": "ask about pictures, or just ask; the answer streams to stdout",
         "demo": "the embedded model answers about the bundled pictures",
         "models": "which model families are supported",
         "doctor": "report the environment and test the installation",
     }
 )
+
+TAKE_VARIABLES = frozenset({"run", "serve"})
 
 HINTS: Mapping[str, str] = MappingProxyType(
     {
@@ -40,7 +44,7 @@ HINTS: Mapping[str, str] = MappingProxyType(
 HELP = """\
 usage: fovea COMMAND ...
 
-Ask vision-language models about pictures.
+Ask vision-language models about pictures, or serve them.
 
 commands:
 {commands}
@@ -51,6 +55,7 @@ options:
 
 examples:
   fovea demo
+  fovea serve
   fovea run --image photo.jpg "What is in this picture?"
   fovea run Qwen/Qwen2-VL-2B-Instruct --image a.png --image b.png "How do they differ?"
   fovea doctor
@@ -87,6 +92,8 @@ def _dispatch(argv: list[str]) -> int:
         kind = "option" if argv[0].startswith("-") else "command"
         raise UsageError(f"unknown {kind} {argv[0]!r}.{nearest(argv[0], COMMANDS)} Commands: {', '.join(COMMANDS)}.")
     command = import_module(f"fovea.cli.{argv[0]}")
+    if argv[0] in TAKE_VARIABLES:
+        return int(command.main(argv[1:], _environment()))
     return int(command.main(argv[1:]))
 
 
@@ -122,7 +129,11 @@ def _print_error(message: str, hint: str) -> None:
 
 
 def _debugging() -> bool:
-    return os.environ.get("FOVEA_DEBUG", "0") not in ("", "0")
+    return _environment().get("FOVEA_DEBUG", "0") not in ("", "0")
+
+
+def _environment() -> dict[str, str]:
+    return dict(os.environ)
 
 
 def _discard_stdout() -> None:

@@ -1,28 +1,32 @@
 """Command-line options made from the dataclasses in core: names, defaults, types and help texts live there alone.
 
-    python -m fovea.cli.options > docs/options.md
-
-writes the same options as a page.
+Here they become flags; `sources` reads the same options from variables and files too, `page` documents them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from fovea.core.config import EngineConfig, option_default
+from fovea.cli.values import parse_list, parse_mapping, parse_number, parse_switch, parse_whole
+from fovea.core.config import GIB, MIB, EngineConfig, option_default
 from fovea.core.errors import ConfigError, nearest
 from fovea.core.params import SamplingParams
+from fovea.core.server_config import ServerConfig
 
-# vLLM's: small letters are decimal, capitals binary. 32k is 32,000 and 32K is 32,768.
-_UNITS = MappingProxyType({"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30})
 _FLAG = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
-_WHOLE = re.compile(r"([+-]?\d+(?:\.\d+)?)([kmgKMG]?)")
+
+# Variables that mean the same as an option's own, which goes first.
+ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "media_fetch_timeout_s": ("FOVEA_IMAGE_FETCH_TIMEOUT", "VLLM_IMAGE_FETCH_TIMEOUT"),
+        "api_key": ("VLLM_API_KEY",),
+    }
+)
 
 # The sampling options of the command line, in this order. Their types and names come from SamplingParams.
 SAMPLING_HELP: Mapping[str, str] = MappingProxyType(
@@ -37,6 +41,35 @@ SAMPLING_HELP: Mapping[str, str] = MappingProxyType(
         "presence_penalty": "-2 to 2: make tokens that were used less likely.",
         "frequency_penalty": "-2 to 2: the same, by how often they were used.",
         "repetition_penalty": "Above 1: make tokens of prompt and answer less likely.",
+    }
+)
+
+# The options of a server by what they are about; every field of ServerConfig is in one group.
+SERVER_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "model": (
+            *("model", "tokenizer", "revision", "download_dir", "trust_remote_code", "load_format", "task"),
+            *("served_model_name", "chat_template", "max_model_len", "seed"),
+        ),
+        "memory and speed": (
+            *("dtype", "device", "enforce_eager", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs"),
+            *("max_num_batched_tokens", "max_num_batched_patches", "block_size", "enable_prefix_caching"),
+            *("encoder_cache_bytes", "media_threads", "prepare_workers"),
+        ),
+        "pictures": (
+            *("limit_mm_per_prompt", "mm_processor_kwargs", "max_image_bytes", "max_image_pixels", "max_image_aspect"),
+            *("media_fetch_timeout_s", "allowed_media_domains", "allowed_media_networks", "allowed_local_media_path"),
+            "enable_mm_embeds",
+        ),
+        "server": ("host", "port", "playground", "log_format", "log_level"),
+        "limits": (
+            *("max_body_bytes", "max_request_media_bytes", "max_request_pixels", "max_text_chars", "max_n"),
+            *("max_num_queued_reqs", "max_num_queued_tokens", "max_queued_media_bytes", "request_timeout_s"),
+            *("stall_timeout_s", "header_timeout_s", "body_timeout_s", "keep_alive_s"),
+            *("prepare_timeout_s", "prepare_memory_bytes"),
+        ),
+        "safety and access": ("api_key", "api_key_file", "isolate_api_keys", "allowed_origins", "allowed_hosts"),
+        "operation": ("drain_timeout", "watchdog_s", "max_engine_deaths"),
     }
 )
 
@@ -57,16 +90,27 @@ class Option:
     help: str
     choices: tuple[str, ...] = ()
     repeated: bool = False
+    optional: bool = False  # None is a value, and means that Fovea chooses
 
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def variable(self) -> str:
+        return "FOVEA_" + self.name.upper()
+
+    @property
     def metavar(self) -> str:
         if self.choices:
             return "{" + ",".join(self.choices) + "}"
         return {int: "N", float: "X", str: "TEXT", tuple: "TEXT,..."}.get(self.kind, "KEY=VALUE")
+
+    def read(self, text: str) -> Any:
+        """The value that was typed. Raises ArgumentTypeError."""
+        if self.kind is int and self.optional and text == "auto":
+            return None
+        return _READERS[self.kind](text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -107,13 +151,22 @@ class Parser(argparse.ArgumentParser):
 
 def engine_options(defaults: Mapping[str, Any] | None = None, *, leave_out: Sequence[str] = ()) -> list[Option]:
     """The options of an engine, in the order of the dataclass; `defaults` overrides its defaults."""
-    hints = get_type_hints(EngineConfig)
+    return [option for option in _options_of(EngineConfig, defaults or {}) if option.name not in leave_out]
+
+
+def server_options() -> list[Option]:
+    """The options of a server, those of its engine included, in the order of the dataclass."""
+    return _options_of(ServerConfig, {})
+
+
+def _options_of(config: type[EngineConfig], defaults: Mapping[str, Any]) -> list[Option]:
+    hints = get_type_hints(config)
     options = []
-    for option in fields(EngineConfig):
-        if option.name not in leave_out:
-            kind, choices = _kind(hints[option.name])
-            default = (defaults or {}).get(option.name, option_default(option))
-            options.append(Option(option.name, kind, default, option.metadata["help"], choices))
+    for option in fields(config):
+        kind, choices = _kind(hints[option.name])
+        default = defaults.get(option.name, option_default(option))
+        optional = NoneType in get_args(hints[option.name])
+        options.append(Option(option.name, kind, default, option.metadata["help"], choices, optional=optional))
     return options
 
 
@@ -144,7 +197,7 @@ def add_options(parser: argparse.ArgumentParser, title: str, options: Sequence[O
             group.add_argument(
                 option.flag,
                 action="extend" if option.kind is tuple else "store",
-                type=_READERS[option.kind],
+                type=option.read,
                 choices=option.choices or None,
                 default=argparse.SUPPRESS,
                 metavar=option.metavar,
@@ -157,62 +210,6 @@ def given(namespace: argparse.Namespace, options: Sequence[Option]) -> dict[str,
     return {option.name: getattr(namespace, option.name) for option in options if hasattr(namespace, option.name)}
 
 
-def parse_whole(text: str) -> int:
-    """A whole number, with k, m, g for thousands and K, M, G for 1024s."""
-    match = _WHOLE.fullmatch(text)
-    value = float(match[1]) * _UNITS[match[2]] if match else 0.5
-    if not value.is_integer():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number (32k and 32K are understood)")
-    return int(value)
-
-
-def parse_number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def parse_mapping(text: str) -> dict[str, Any]:
-    """key=value pairs with commas between, or a JSON object."""
-    if text.lstrip().startswith("{"):
-        try:
-            value = json.loads(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not valid JSON") from None
-        return dict(value)
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    if any(not key.strip() or not equals for key, equals, _ in pairs):
-        raise argparse.ArgumentTypeError(f'{text!r} is neither key=value nor a JSON object like {{"image": 2}}')
-    return {key.strip(): _parse_value(value.strip()) for key, _, value in pairs}
-
-
-def parse_list(text: str) -> list[str]:
-    """Texts with commas between; nothing at all is an empty list."""
-    return [item.strip() for item in text.split(",")] if text.strip() else []
-
-
-def options_page() -> str:
-    """docs/options.md: every option of LLM and of the command line."""
-    lines = [
-        "# Options",
-        "",
-        "Made by `python -m fovea.cli.options` from `src/fovea/core/config.py`; a test checks that the two agree.",
-        "",
-        "Each option is a keyword of `LLM(...)` and, except `task`, a flag of `fovea run`: `max_model_len=4096` is "
-        "`--max-model-len 4096` (underscores work too). Flags for whole numbers also take `32k` (32,000) and `32K` "
-        "(32,768), flags for mappings `image=2` or JSON, flags for lists `a,b`, switches have a `--no-` form. An "
-        "unknown name is an error that offers the nearest.",
-        "",
-        "| option | type | default | meaning |",
-        "|--|--|--|--|",
-    ]
-    for option in engine_options():
-        default = "" if option.default is None else f"`{option.default!r}`"
-        lines.append(f"| `{option.name}` | {_type_name(option)} | {default} | {_cell(option.help)} |")
-    return "\n".join(lines) + "\n"
-
-
 def _kind(hint: Any) -> tuple[Any, tuple[str, ...]]:
     """bool, int, float, str, tuple or Mapping, and the choices if there are."""
     if get_origin(hint) in (Union, UnionType):
@@ -221,13 +218,6 @@ def _kind(hint: Any) -> tuple[Any, tuple[str, ...]]:
         return str, get_args(hint)
     origin = get_origin(hint) or hint
     return (Mapping if issubclass(origin, Mapping) else origin), ()
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _dashed(word: str) -> str:
@@ -239,26 +229,25 @@ def _dashed(word: str) -> str:
 
 
 def _default_note(option: Option) -> str:
-    if option.default is None or option.default in ("", ()):
-        return ""
-    shown = {True: "on", False: "off"}[option.default] if option.kind is bool else option.default
-    return f" [{shown}]"
+    return "" if option.default in (None, "", ()) else f" [{shown(option)}]"
 
 
-def _type_name(option: Option) -> str:
-    if option.choices:
-        return ", ".join(f"`{choice}`" for choice in option.choices)
-    names = {bool: "switch", int: "whole number", float: "number", str: "text", tuple: "list"}
-    return names.get(option.kind, "mapping")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def shown(option: Option) -> Any:
+    if option.kind is bool:
+        return "on" if option.default else "off"
+    for letter, unit in (("G", GIB), ("M", MIB)):
+        if option.kind is int and option.default >= unit and option.default % unit == 0:
+            return f"{option.default // unit}{letter}"
+    return option.default
 
 
 _READERS: Mapping[Any, Any] = MappingProxyType(
-    {int: parse_whole, float: parse_number, str: str, tuple: parse_list, Mapping: parse_mapping}
+    {
+        bool: parse_switch,
+        int: parse_whole,
+        float: parse_number,
+        str: str,
+        tuple: parse_list,
+        Mapping: parse_mapping,
+    }
 )
-
-if __name__ == "__main__":
-    print(options_page(), end="")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from fovea.cli.options import Option, Parser, UsageError, add_options, engine_options, given, sampling_options
 from fovea.cli.report import picture_line, timing_line
+from fovea.cli.sources import add_config_flag, read_settings
 from fovea.core.config import EMBEDDED_MODEL, EngineConfig
 from fovea.core.errors import SamplingError
 from fovea.core.log import show_logs
@@ -37,12 +38,16 @@ Ask a model about pictures, or without pictures just ask. The answer streams to 
 
 MODEL is a hub id or a local folder; without it the embedded model {EMBEDDED_MODEL} answers.
 QUESTION comes from stdin if it is left out or "-". A single word that is a hub id
-(organisation/name), a model folder or {EMBEDDED_MODEL} is taken as MODEL."""
+(organisation/name), a model folder or {EMBEDDED_MODEL} is taken as MODEL.
+
+Options of the engine can also be set by a variable (FOVEA_MAX_MODEL_LEN=4096) or in the file given with
+--config. A flag goes before a variable, a variable before the file, the file before the default."""
 
 
 # Where one question at a terminal wants something else than a batch: pages for one sequence, a longer sure answer.
 ENGINE_DEFAULTS: Mapping[str, Any] = MappingProxyType({"max_num_seqs": 1})
 SAMPLING_DEFAULTS: Mapping[str, Any] = MappingProxyType({"max_tokens": 256, "temperature": 0.0})
+NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +67,16 @@ class Request:
     pictures: tuple[Picture, ...]
     question: str
     quiet: bool
+    warnings: tuple[str, ...] = ()
 
 
-def main(argv: Sequence[str]) -> int:
-    request = read_request(argv)
+def main(argv: Sequence[str], environment: Mapping[str, str] = NO_ENVIRONMENT) -> int:
+    request = read_request(argv, environment=environment)
     if request.quiet:
         show_logs(logging.ERROR)
+    else:
+        for warning in request.warnings:
+            _tell(warning)
     from fovea.llm import LLM  # torch comes in here
 
     with LLM(use_tqdm=not request.quiet and sys.stderr.isatty(), **request.config) as llm:
@@ -87,13 +96,16 @@ def build_parser() -> Parser:
         "works too.",
     )
     parser.add_argument("--model", default=None, metavar="MODEL", help="The model, instead of as the first word.")
+    add_config_flag(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="Nothing but the answer, and errors.")
     add_options(parser, "the answer", _sampling())
     add_options(parser, "the engine", _engine())
     return parser
 
 
-def read_request(argv: Sequence[str], stdin: TextIO | None = None) -> Request:
+def read_request(
+    argv: Sequence[str], stdin: TextIO | None = None, *, environment: Mapping[str, str] = NO_ENVIRONMENT
+) -> Request:
     """Read and check the command line, the question and the headers of the pictures.
 
     Raises ConfigError for wrong use and RequestError for a picture or sampling value that cannot be taken.
@@ -101,12 +113,13 @@ def read_request(argv: Sequence[str], stdin: TextIO | None = None) -> Request:
     stdin = sys.stdin if stdin is None else stdin
     options, words = build_parser().parse(argv)
     model, question = split_words(words, options.model)
-    config = {**ENGINE_DEFAULTS, **given(options, _engine()), **({"model": model} if model else {})}
+    settings = read_settings(options.config, environment, engine_options(leave_out=("task",)))
+    config = {**ENGINE_DEFAULTS, **settings.values, **given(options, _engine()), **({"model": model} if model else {})}
     checked = EngineConfig.from_options(config)
     params = _read_params(options)
     question = _read_question(question, options, stdin)
     pictures = _read_pictures(options, checked, stdin)
-    return Request(config, params, pictures, question, options.quiet)
+    return Request(config, params, pictures, question, options.quiet, settings.warnings)
 
 
 def split_words(words: Sequence[str], model: str | None) -> tuple[str | None, str | None]:

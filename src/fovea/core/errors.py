@@ -21,8 +21,14 @@
     |   |   +-- EmbeddingsError
     |   +-- RequestFailedError      our fault, confined to the request
     |   +-- RouteError              the HTTP side of a request
-    |   |   +-- BodyError, UnauthorizedError, ForbiddenError, NotFoundError, MethodNotAllowedError,
-    |   |       SlowClientError, ContentTooLargeError, UnsupportedTypeError
+    |   |   +-- BodyError
+    |   |   +-- UnauthorizedError
+    |   |   +-- ForbiddenError
+    |   |   +-- NotFoundError
+    |   |   +-- MethodNotAllowedError
+    |   |   +-- SlowClientError
+    |   |   +-- ContentTooLargeError
+    |   |   +-- UnsupportedTypeError
     |   +-- UnavailableError        not now: full, draining, loading or dead; carries retry_after_s
     |   +-- DeadlineError           it took longer than it may
     +-- BatchError                  some rows of a batch failed; carries the rest
@@ -100,7 +106,7 @@ class RequestError(FoveaError):
 
 
 class SamplingError(RequestError):
-    code = "invalid_sampling_params"
+    code = "invalid_value"
 
 
 class PromptError(RequestError):
@@ -108,7 +114,7 @@ class PromptError(RequestError):
 
 
 class PromptTooLongError(PromptError):
-    code = "prompt_too_long"
+    code = "context_length_exceeded"
 
 
 class PlaceholderError(PromptError):
@@ -120,15 +126,15 @@ class MediaError(RequestError):
 
 
 class MediaSourceError(MediaError):
-    code = "media_source_refused"
+    code = "media_url_not_allowed"
 
 
 class MediaLimitError(MediaError):
-    code = "media_limit_exceeded"
+    code = "media_too_large"
 
 
 class MediaDecodeError(MediaError):
-    code = "media_undecodable"
+    code = "invalid_image"
 
 
 class EmbeddingsError(MediaError):
@@ -142,6 +148,8 @@ class RequestFailedError(RequestError):
 
 class RouteError(RequestError):
     """Base of what is wrong with a request before it is known what it asks."""
+
+    code = "invalid_http_request"
 
 
 class BodyError(RouteError):

@@ -74,7 +74,9 @@ class SamplingParams:
         known = {f.name for f in fields(cls)}
         for name in values:
             if name not in known:
-                raise SamplingError(f"Unknown sampling option {name!r}.{nearest(name, known)}")
+                raise _wrong(
+                    "unsupported_value", name, f"Unknown sampling option {name[:60]!r}.{nearest(name[:60], known)}"
+                )
         return cls(**values)
 
     @property
@@ -94,7 +96,11 @@ class SamplingParams:
         if self.max_tokens is not None:
             _integer("max_tokens", self.max_tokens, 1, None)
             if self.min_tokens > self.max_tokens:
-                raise SamplingError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens}).")
+                raise _wrong(
+                    "invalid_value",
+                    "min_tokens",
+                    f"min_tokens ({_shown(self.min_tokens)}) is larger than max_tokens ({_shown(self.max_tokens)}).",
+                )
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**63 - 1)
         for name, value in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
@@ -115,11 +121,16 @@ class SamplingParams:
         _ids("stop_token_ids", self.stop_token_ids or ())
         if self.allowed_token_ids is not None:
             if not self.allowed_token_ids:
-                raise SamplingError("allowed_token_ids is empty: nothing could be produced. Leave it out to allow all.")
+                raise _wrong(
+                    "invalid_value",
+                    "allowed_token_ids",
+                    "allowed_token_ids is empty: nothing could be produced. Leave it out to allow all.",
+                )
             _ids("allowed_token_ids", self.allowed_token_ids)
         bias = self.logit_bias or {}
         if not isinstance(bias, Mapping) or len(bias) > MAX_LIST_ITEMS:
-            raise SamplingError(f"logit_bias must map at most {MAX_LIST_ITEMS} token ids to numbers.")
+            code = "array_too_long" if isinstance(bias, Mapping) else "invalid_type"
+            raise _wrong(code, "logit_bias", f"logit_bias must map at most {MAX_LIST_ITEMS} token ids to numbers.")
         _ids("logit_bias", tuple(bias))
         for value in bias.values():
             _number("logit_bias", value, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
@@ -127,37 +138,58 @@ class SamplingParams:
     def _check_flags(self) -> None:
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize"):
             if not isinstance(getattr(self, name), bool):
-                raise SamplingError(f"{name} must be True or False, not {getattr(self, name)!r}.")
+                raise _wrong("invalid_type", name, f"{name} must be True or False, not {_shown(getattr(self, name))}.")
         if not self.detokenize and self.stop_strings:
-            raise SamplingError("stop strings need detokenize=True.")
+            raise _wrong("unsupported_combination", "stop", "stop strings need detokenize=True.")
 
 
 def _integer(name: str, value: object, low: int, high: int | None) -> None:
     span = f"{low} or more" if high is None else f"{low} to {high}"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise SamplingError(f"{name} must be a whole number ({span}), not {value!r}.")
+        raise _wrong("invalid_type", name, f"{name} must be a whole number ({span}), not {_shown(value)}.")
     if value < low or (high is not None and value > high):
-        raise SamplingError(f"{name} is {value}; permitted: {span}.")
+        code = "below_min_value" if value < low else "above_max_value"
+        raise _wrong(code, name, f"{name} is {_shown(value)}; permitted: {span}.")
 
 
 def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
     span = f"above {low:g} up to {high:g}" if open_low else f"{low:g} to {high:g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
-        raise SamplingError(f"{name} must be a finite number ({span}), not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _wrong("invalid_type", name, f"{name} must be a finite number ({span}), not {_shown(value)}.")
+    if value != value or abs(value) == math.inf:
+        raise _wrong("invalid_value", name, f"{name} must be a finite number ({span}), not {value!r}.")
     if value < low or value > high or (open_low and value == low):
-        shown = f"{value:g}" if isinstance(value, float) else str(value)[:20]  # a huge int does not fit a float
-        raise SamplingError(f"{name} is {shown}; permitted: {span}.")
+        shown = f"{value:g}" if isinstance(value, float) else _shown(value)  # a huge int does not fit a float
+        code = "above_max_value" if value > high else "below_min_value"
+        raise _wrong(code, name, f"{name} is {shown}; permitted: {span}.")
 
 
 def _strings(name: str, values: object, most: int) -> None:
-    if not isinstance(values, (list, tuple)) or len(values) > most:
-        raise SamplingError(f"{name} must be a list of at most {most} strings.")
-    if any(not isinstance(v, str) or not v for v in values):
-        raise SamplingError(f"{name} must hold non-empty strings.")
+    if not isinstance(values, (list, tuple)):
+        raise _wrong("invalid_type", name, f"{name} must be a list of at most {most} strings.")
+    if len(values) > most:
+        raise _wrong("array_too_long", name, f"{name} must be a list of at most {most} strings.")
+    if any(not isinstance(v, str) for v in values):
+        raise _wrong("invalid_type", name, f"{name} must hold non-empty strings.")
+    if any(not v for v in values):
+        raise _wrong("invalid_value", name, f"{name} must hold non-empty strings.")
 
 
 def _ids(name: str, values: object) -> None:
     if not isinstance(values, (list, tuple)):
-        raise SamplingError(f"{name} must be a list of token ids.")
-    if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
-        raise SamplingError(f"{name} must hold token ids (whole numbers from 0).")
+        raise _wrong("invalid_type", name, f"{name} must be a list of token ids.")
+    if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
+        raise _wrong("invalid_type", name, f"{name} must hold token ids (whole numbers from 0).")
+    if any(v < 0 for v in values):
+        raise _wrong("below_min_value", name, f"{name} must hold token ids (whole numbers from 0).")
+
+
+def _wrong(code: str, name: str, message: str) -> SamplingError:
+    return SamplingError(message, code=code, param=name)
+
+
+def _shown(value: object) -> str:
+    """A value short enough for a message. Numbers of thousands of digits, and what holds some, cannot be printed."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return "a very large number" if value > 0 else "a very small number"
+    return repr(value)[:60] if value is None or isinstance(value, (str, int, float)) else type(value).__name__

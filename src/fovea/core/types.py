@@ -7,6 +7,7 @@ MediaItem       pipeline                engine
 MediaSpan       prompt/build            engine
 EngineRequest   pipeline                engine
 TokenOutput     engine/loop             pipeline
+Delta           pipeline                the user of a stream
 RequestOutput   pipeline                the user
 """
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fovea.core.params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+Detail = Literal["auto", "low", "high"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,18 @@ class ImagePlan:
     crop: Box | None = None
     pad: Box | None = None
     pad_value: int = 255
+
+
+@dataclass(frozen=True, slots=True)
+class PixelBudget:
+    """How much of one picture a client wants to be seen; see Family.budgeted for what a model makes of it.
+
+    `detail` is a wish (OpenAI's name for it); `max_pixels` and `min_pixels` are promises, kept or refused.
+    """
+
+    detail: Detail = "auto"
+    max_pixels: int | None = None
+    min_pixels: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,26 +187,53 @@ class CompletionOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new of completion `index` since the last one; the texts joined are the completion's text.
+
+    `logprobs` has an entry for each of `token_ids` if they were asked for. The last one has a `finish_reason`.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MediaReport:
-    """What was done with one picture. Sizes are 0 for embeddings handed in by the caller."""
+    """What was done with one picture. Sizes are 0 for embeddings handed in by the caller.
+
+    `token_rows` by `token_columns` of its tokens lie evenly over the picture as used (`width_px` by `height_px`); a
+    model may have tokens beside those. `num_bytes` is what was handed in or fetched. Times are seconds; pictures of one
+    request are decoded in parallel, so they do not add up to its `media_s`.
+    """
 
     original_width_px: int
     original_height_px: int
     width_px: int
     height_px: int
     num_tokens: int
-    cache_hit: bool
+    token_rows: int = 0
+    token_columns: int = 0
+    num_bytes: int = 0
+    fetch_s: float = 0.0
+    decode_s: float = 0.0
+    resize_s: float = 0.0
+    cache_hit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RequestMetrics:
     """Where the time of a request went, in seconds; see `docs/architecture.md` for the stages.
 
-    `media_s` is decoding and resizing; `queue_s` waiting for the engine; `encode_s` and `prefill_s` the steps it shared
-    for its pictures and its prompt; `ttft_s` from arrival to the first token; `decode_s` from the first token to the
-    last.
+    `prompt_s` is rendering the chat template and tokenising; `media_s` reading, decoding and resizing pictures;
+    `queue_s` waiting for the engine; `encode_s` and `prefill_s` the steps it shared for its pictures and its prompt;
+    `ttft_s` from arrival to the first token; `decode_s` from the first token to the last.
     """
 
+    prompt_s: float
     media_s: float
     queue_s: float
     encode_s: float

@@ -21,8 +21,10 @@ class ForwardBatch:
     logit_rows: Tensor  # indices of the last token of each chunk that samples
 
 
-def build_batch(chunks: list[Chunk], rope: Rope, block_size: int, device: torch.device) -> ForwardBatch:
-    """`chunks` in the order of the plan: those of one token first."""
+def build_batch(
+    chunks: list[Chunk], rope: Rope, block_size: int, device: torch.device, *, idle_block: int = 0
+) -> ForwardBatch:
+    """`chunks` in the order of the plan: those of one token first. `idle_block` pads block tables."""
     token_ids = [token for chunk in chunks for token in chunk.sequence.token_ids[chunk.start : chunk.end]]
     positions = _stack_positions(chunks)
     regimes = np.repeat([chunk.sequence.regime for chunk in chunks], [chunk.num_tokens for chunk in chunks])
@@ -36,7 +38,7 @@ def build_batch(chunks: list[Chunk], rope: Rope, block_size: int, device: torch.
         query_lens=[chunk.num_tokens for chunk in chunks],
         kv_lens=kv_lens,
         slots=_to(np.concatenate([_slots(chunk, block_size) for chunk in chunks]), device),
-        block_tables=_to(_block_tables(chunks), device),
+        block_tables=_to(_block_tables(chunks, idle_block), device),
         kv_lens_tensor=_to(np.asarray(kv_lens, np.int64), device),
         decode_mask=_decode_mask(kv_lens[:num_decode], block_size) if device.type == "cpu" else None,
         cos=cos,
@@ -82,9 +84,13 @@ def _slots(chunk: Chunk, block_size: int) -> np.ndarray:
     return blocks[places // block_size] * block_size + places % block_size
 
 
-def _block_tables(chunks: list[Chunk]) -> np.ndarray:
-    """[S, B], short ones padded with block 0, which masks or lengths keep from being read."""
-    tables = np.zeros((len(chunks), max(len(chunk.sequence.blocks) for chunk in chunks)), np.int64)
+def _block_tables(chunks: list[Chunk], idle_block: int) -> np.ndarray:
+    """[S, B], short ones padded with a block that masks or lengths keep from being read.
+
+    On a CPU masked values are multiplied by 0, so it must be a block in which nobody's NaN can stand.
+    """
+    shape = (len(chunks), max(len(chunk.sequence.blocks) for chunk in chunks))
+    tables = np.full(shape, idle_block, np.int64)
     for i, chunk in enumerate(chunks):
         tables[i, : len(chunk.sequence.blocks)] = chunk.sequence.blocks
     return tables

@@ -80,6 +80,22 @@ class BlockPool:
                 if block not in self._hash_of:
                     self._free.move_to_end(block, last=False)
 
+    def forget(self, blocks: Iterable[int]) -> list[int]:
+        """What these hold can't be trusted: nobody finds them any more. Returns those without an owner."""
+        unowned = []
+        for block in blocks:
+            self._forget(block)
+            if not self._references[block]:
+                self._free.move_to_end(block, last=False)
+                unowned.append(block)
+        return unowned
+
+    def repair(self) -> None:
+        """Nobody owns a block, whatever was written down: all are free and empty."""
+        self._references = [0] * self.num_blocks
+        self._free = OrderedDict.fromkeys(range(self.num_blocks))
+        self.reset_cache()
+
     def reset_cache(self) -> None:
         """Forget all hashes; owned blocks stay owned."""
         self._hash_of.clear()

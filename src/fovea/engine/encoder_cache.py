@@ -33,6 +33,11 @@ class EncoderCache(Generic[T]):
     def __contains__(self, key: bytes) -> bool:
         return key in self._entries
 
+    @property
+    def is_held(self) -> bool:
+        """Whether anybody still needs an entry."""
+        return any(entry.holders for entry in self._entries.values())
+
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -73,6 +78,16 @@ class EncoderCache(Generic[T]):
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.used_bytes -= entry.num_bytes
+
+    def drop(self, key: bytes) -> None:
+        """Forget an entry unless somebody holds it."""
+        if key in self._entries and not self._entries[key].holders:
+            self.discard(key)
+
+    def repair(self) -> None:
+        """Nobody holds anything, whatever was written down: all is forgotten."""
+        self._entries.clear()
+        self.used_bytes = 0
 
     def clear_idle(self) -> None:
         for key in [key for key, entry in self._entries.items() if not entry.holders]:

@@ -1,7 +1,8 @@
 """The engine: requests in, tokens out, one step at a time. A step is plan, launch, settle.
 
 An exception while a picture is encoded or a batch runs is narrowed down to the requests that cause it; they end with an
-error, the others go on.
+error, the others go on. So do numbers that are not finite. A device or a model that gives nothing right any more is an
+EngineBrokenError: the process has to end.
 """
 
 from __future__ import annotations
@@ -12,19 +13,29 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from fovea.core.errors import MediaLimitError, PromptTooLongError, RequestError, RequestFailedError
+from fovea.core.errors import MediaLimitError, PromptError, PromptTooLongError, RequestError, RequestFailedError
 from fovea.core.log import logger
 from fovea.core.types import EngineRequest, EngineTimings, FinishReason, MediaItem, TokenLogprobs, TokenOutput
 from fovea.engine.encoder_cache import EncoderCache
+from fovea.engine.failures import (
+    EngineBrokenError,
+    Trouble,
+    divide,
+    free_memory,
+    judge,
+    numerical_error,
+    out_of_memory,
+)
 from fovea.engine.memory import MemoryPlan
 from fovea.engine.runner import Runner, StepResult
-from fovea.engine.sampler import make_generator, skip_draws
+from fovea.engine.sampler import NOT_FINITE, make_generator, skip_draws
 from fovea.engine.scheduler import Chunk, Scheduler
 from fovea.engine.sequence import Sequence
 from fovea.models.vlm import VLM
 
-
 Forward = Callable[[list[Chunk]], StepResult]
+
+BAD_STEPS_BEFORE_CHECK = 3
 
 
 @dataclass(slots=True)
@@ -46,6 +57,8 @@ class EngineStats:
     num_pictures_encoded: int = 0
     num_failed_requests: int = 0
     num_retried_steps: int = 0
+    num_numerical_errors: int = 0
+    num_idle_repairs: int = 0
 
 
 class Engine:
@@ -60,6 +73,7 @@ class Engine:
         self._seed = seed
         self._num_requests = 0
         self._requests: dict[str, _Request] = {}
+        self._num_bad_steps = 0  # in a row, in which no row was finite
         self._forward: Forward = runner.forward
 
     @property
@@ -72,6 +86,10 @@ class Engine:
         number, self._num_requests = self._num_requests, self._num_requests + 1
         self._requests[request.request_id] = _Request(number, [], list(range(1, request.params.n)))
         self._start(request, 0)
+
+    def knows(self, request_id: str) -> bool:
+        """Whether a request of this name is waiting or running."""
+        return request_id in self._requests
 
     def abort(self, request_id: str) -> None:
         """Forget a request; unknown ones are fine. Its blocks are free when this returns."""
@@ -92,19 +110,22 @@ class Engine:
         return self.scheduler.has_work()
 
     def step(self) -> list[TokenOutput]:
-        """Run one step. Returns the new tokens and ends of this step."""
+        """Run one step. Returns the new tokens and ends of this step. Raises EngineBrokenError."""
+        if self._num_bad_steps >= BAD_STEPS_BEFORE_CHECK:
+            self._check_model()
         plan = self.scheduler.plan()
         outputs: list[TokenOutput] = []
-        broken_keys = self._encode(plan.encode)
-        chunks = self._without_broken(plan.chunks, broken_keys, outputs)
+        broken = self._encode(plan.encode)
+        self._fail_pictures(broken, outputs)
+        chunks = [chunk for chunk in plan.chunks if chunk.sequence.is_running]
         if chunks:
             self.stats.num_steps += 1
             self.stats.num_tokens += sum(chunk.num_tokens for chunk in chunks)
             self._launch(chunks, outputs)
-        elif not broken_keys:
+        elif not broken:
             self._fail_stalled(outputs)
         if not self.has_work():
-            self.scheduler.check_idle()
+            self._check_idle()
         return outputs
 
     def counters(self) -> dict[str, float]:
@@ -135,6 +156,8 @@ class Engine:
         self._encoder_cache.clear_idle()
 
     def _check(self, request: EngineRequest) -> None:
+        if not 0 <= min(request.token_ids) <= max(request.token_ids) < self._runner.vocab_size:
+            raise PromptError(f"The prompt has a token id outside the vocabulary of {self._runner.vocab_size}.")
         if len(request.token_ids) >= self.plan.max_model_len:
             raise PromptTooLongError(
                 f"The prompt has {len(request.token_ids)} tokens; max_model_len is {self.plan.max_model_len}, answer "
@@ -159,60 +182,73 @@ class Engine:
         entry.live.append(sequence)
         self.scheduler.add(sequence)
 
-    def _encode(self, items: list[MediaItem]) -> set[bytes]:
-        """Encode all pictures together; if that fails, one by one. Returns the keys of those that cannot be encoded."""
+    def _encode(self, items: list[MediaItem]) -> dict[bytes, RequestError]:
+        """Encode all pictures together; if that fails, one by one. Returns why some can't be encoded, by their keys."""
         if not items:
-            return set()
+            return {}
+        trouble: Trouble | None = None
         try:
             elapsed_s = self._runner.encode(items)
-        except Exception:  # the boundary between one picture and the rest
+        except Exception as error:  # the boundary between one picture and the rest
+            trouble = judge(error, f"encoding {len(items)} pictures")
+        if trouble is not None:
             self.stats.num_retried_steps += 1
-            logger.exception("encoding %d pictures together failed; each is tried alone", len(items))
             return self._encode_singly(items)
         self.stats.num_pictures_encoded += len(items)
         keys = {item.key for item in items}
         for sequence in self.scheduler.running:
             if any(sequence.request.media[i].key in keys for i in sequence.held_media):
                 sequence.clock.encode_s += elapsed_s
-        return set()
+        return {}
 
-    def _encode_singly(self, items: list[MediaItem]) -> set[bytes]:
-        broken = set()
+    def _encode_singly(self, items: list[MediaItem]) -> dict[bytes, RequestError]:
+        broken: dict[bytes, RequestError] = {}
+        free_memory()
         for item in items:
             try:
                 self._runner.encode([item])
                 self.stats.num_pictures_encoded += 1
-            except Exception:  # the boundary of one picture
-                logger.exception("a picture could not be encoded")
-                broken.add(item.key)
+            except Exception as error:  # the boundary of one picture
+                is_memory = judge(error, "encoding a picture") == "memory"
+                failed = RequestFailedError("A picture of this request could not be encoded.")
+                broken[item.key] = out_of_memory() if is_memory else failed
         return broken
 
-    def _without_broken(self, chunks: list[Chunk], keys: set[bytes], outputs: list[TokenOutput]) -> list[Chunk]:
-        if not keys:
-            return chunks
-        for sequence in list(self.scheduler.running):
-            if sequence.is_running and any(sequence.request.media[i].key in keys for i in sequence.held_media):
-                self._fail(sequence, RequestFailedError("A picture of this request could not be encoded."), outputs)
-        for key in keys:
+    def _fail_pictures(self, broken: dict[bytes, RequestError], outputs: list[TokenOutput]) -> None:
+        for sequence in list(self.scheduler.running) if broken else ():
+            keys = [sequence.request.media[i].key for i in sequence.held_media]
+            error = next((broken[key] for key in keys if key in broken), None)
+            if sequence.is_running and error is not None:
+                self._fail(sequence, error, outputs)
+        for key in broken:
             self._encoder_cache.discard(key)
-        return [chunk for chunk in chunks if chunk.sequence.is_running]
 
     def _launch(self, chunks: list[Chunk], outputs: list[TokenOutput]) -> None:
+        trouble: Trouble | None = None
         try:
             result = self._forward(chunks)
-        except Exception:  # the boundary between one request and the rest
-            if len(chunks) == 1:
-                logger.exception("a request failed in the model")
-                self._fail(chunks[0].sequence, RequestFailedError("The model failed on this request."), outputs)
-                return
-            self.stats.num_retried_steps += 1
-            logger.exception("a step of %d sequences failed; each is tried alone", len(chunks))
-            for chunk in chunks:
-                if chunk.sequence.is_running:
-                    self._rewind(chunk)
-                    self._launch([chunk], outputs)
+        except Exception as error:  # the boundary between one request and the rest
+            trouble = judge(error, f"a step of {len(chunks)} sequences")
+        if trouble is None:
+            self._settle(chunks, result, outputs)
+        else:  # outside of the except block, whose exception keeps the tensors of the step alive
+            self._retry(chunks, trouble, outputs)
+
+    def _retry(self, chunks: list[Chunk], trouble: Trouble, outputs: list[TokenOutput]) -> None:
+        """Run a step that failed again in parts; what can't be divided fails."""
+        free_memory()
+        parts = divide(chunks, trouble)
+        if not parts:
+            failed = RequestFailedError("The model failed on this request.")
+            self._fail(chunks[0].sequence, out_of_memory() if trouble == "memory" else failed, outputs)
             return
-        self._settle(chunks, result, outputs)
+        self.stats.num_retried_steps += 1
+        for part in parts:
+            living = [chunk for chunk in part if chunk.sequence.is_running]
+            for chunk in living:
+                self._rewind(chunk)
+            if living:
+                self._launch(living, outputs)
 
     def _rewind(self, chunk: Chunk) -> None:
         """Undo what a failed forward may have left: a number drawn for the token, prompt tokens scored."""
@@ -225,11 +261,16 @@ class Engine:
 
     def _settle(self, chunks: list[Chunk], result: StepResult, outputs: list[TokenOutput]) -> None:
         """Take over what a forward produced: computed tokens, new tokens, ends."""
+        self._fail_pictures(dict.fromkeys(result.broken_pictures, numerical_error()), outputs)
+        self._count_bad_step(result)
         tokens = iter(zip(result.token_ids, result.logprobs, strict=True))
         for chunk in chunks:
             token = next(tokens) if chunk.samples else None
             if not chunk.sequence.is_running:
                 continue  # another completion of its request failed a moment ago
+            if token is not None and token[0] == NOT_FINITE:
+                self._fail_number(chunk.sequence, outputs)
+                continue
             self.scheduler.settle(chunk)
             if token is None:
                 continue
@@ -243,6 +284,41 @@ class Engine:
             chunk.sequence.append(token_id)
             self.stats.num_generated_tokens += 1
             self._emit(chunk.sequence, token_id, logprobs, outputs)
+
+    def _fail_number(self, sequence: Sequence, outputs: list[TokenOutput]) -> None:
+        """What the request computed must not be found again, and not lie where others will read."""
+        self.stats.num_numerical_errors += 1
+        entry = self._requests[sequence.request.request_id]
+        blocks = {block for other in entry.live for block in other.blocks}
+        self._fail(sequence, numerical_error(), outputs)
+        self._runner.clear(self.scheduler.pool.forget(blocks))
+        for item in sequence.request.media:
+            self._encoder_cache.drop(item.key)
+
+    def _count_bad_step(self, result: StepResult) -> None:
+        if result.token_ids:
+            is_bad = all(token_id == NOT_FINITE for token_id in result.token_ids)
+            self._num_bad_steps = self._num_bad_steps + 1 if is_bad else 0
+
+    def _check_model(self) -> None:
+        """Nothing finite for a while: is it the requests, or can the model compute no more? One token tells."""
+        self._num_bad_steps = 0
+        if not self._runner.is_sound():
+            raise EngineBrokenError("The model gives no finite numbers any more.")
+
+    def _check_idle(self) -> None:
+        """Nothing runs, so nothing is owned. If something is, we have a bug; what is right is known, so go on."""
+        pool, cache = self.scheduler.pool, self._encoder_cache
+        if pool.num_free == pool.num_blocks and not cache.is_held:
+            return
+        self.stats.num_idle_repairs += 1
+        logger.error(
+            "the idle engine still owned %d KV blocks%s: forgotten now, but this is a bug",
+            pool.num_blocks - pool.num_free,
+            " and pictures" if cache.is_held else "",
+        )
+        pool.repair()
+        cache.repair()
 
     def _emit(
         self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None, outputs: list[TokenOutput]

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fovea.core.types import MediaItem, TokenLogprobs
+from fovea.core.params import SamplingParams
+from fovea.core.types import EngineRequest, MediaItem, TokenLogprobs
 from fovea.engine.batch import build_batch, insert_embeddings
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.graphs import DecodeGraphs
 from fovea.engine.memory import LOGIT_ROWS_AT_ONCE, MemoryPlan
-from fovea.engine.sampler import SamplingRow, prompt_logprobs, sample
+from fovea.engine.sampler import NOT_FINITE, SamplingRow, prompt_logprobs, sample
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from fovea.models.decoder import KVPages
@@ -25,10 +26,14 @@ from fovea.models.vlm import VLM
 
 @dataclass(slots=True)
 class StepResult:
-    """For each chunk that samples, in order: the token (-1: none could be drawn) and its log-probabilities."""
+    """For each chunk that samples, in order: the token (BROKEN, NOT_FINITE: none) and its log-probabilities.
+
+    `broken_pictures`: keys of pictures whose embeddings, made since the last forward, are not finite.
+    """
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    broken_pictures: list[bytes] = field(default_factory=list)
 
 
 class Runner:
@@ -41,7 +46,10 @@ class Runner:
         self.num_graph_steps = 0
         self.num_eager_decodes = 0
         self._encoder_cache = encoder_cache
+        self.vocab_size = model.spec.decoder.vocab_size
         self._block_size = plan.block_size
+        self._idle_block = plan.num_blocks  # nobody's: no sequence writes there
+        self._unchecked: list[tuple[bytes, Tensor]] = []  # pictures encoded since the last forward; are they finite?
         self._rope = model.make_rope()
         self._pages = self._allocate(plan)
         self._graphs: DecodeGraphs | None = None
@@ -63,11 +71,24 @@ class Runner:
 
     @torch.inference_mode()
     def encode(self, items: list[MediaItem]) -> float:
-        """Run the tower on pictures and store their rows. Returns the seconds it took on the host's clock."""
+        """Run the tower on pictures and store their rows. Returns the seconds it took on the host's clock.
+
+        Rows that are not finite are stored as zeros, and told by the next forward, which waits for the device anyway.
+        """
         started = time.perf_counter()
         for item, rows in zip(items, self.model.encode(items), strict=True):
-            self._encoder_cache.fill(item.key, rows.clone())
+            is_finite = torch.isfinite(rows).all()
+            self._encoder_cache.fill(item.key, torch.where(is_finite, rows, 0))
+            self._unchecked.append((item.key, is_finite))
         return time.perf_counter() - started
+
+    @torch.inference_mode()
+    def clear(self, blocks: list[int]) -> None:
+        """Zeros into blocks nobody owns, where NaN may stand: attention on a CPU multiplies masked values by 0."""
+        index = torch.tensor(blocks, dtype=torch.int64, device=self.model.device)
+        for keys, values in self._pages:
+            keys.index_fill_(0, index, 0)
+            values.index_fill_(0, index, 0)
 
     @torch.inference_mode()
     def forward(self, chunks: list[Chunk]) -> StepResult:
@@ -75,9 +96,22 @@ class Runner:
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         logits = self._replay(chunks) if self._is_decode(chunks) else self._eager(chunks)
         if not sampling:
-            return StepResult()
+            return StepResult(broken_pictures=self._broken_pictures())
         sampled = sample(logits, [_sampling_row(sequence) for sequence in sampling])
-        return StepResult(sampled.token_ids, sampled.logprobs)
+        return StepResult(sampled.token_ids, sampled.logprobs, self._broken_pictures())
+
+    def _broken_pictures(self) -> list[bytes]:
+        unchecked, self._unchecked = self._unchecked, []
+        return [key for key, is_finite in unchecked if not is_finite.item()]
+
+    def is_sound(self) -> bool:
+        """Whether the model makes finite numbers of one token, computed in the block that is nobody's."""
+        num_rows = 1 if self.model.spec.decoder.rope.sections is None else 3
+        params = SamplingParams(temperature=0.0, max_tokens=1)
+        request = EngineRequest("check", (0,), params, frozenset(), positions=np.zeros((num_rows, 1), np.int32))
+        sequence = Sequence(request, 0, None)
+        sequence.blocks = [self._idle_block]
+        return self.forward([Chunk(sequence, 0, 1)]).token_ids != [NOT_FINITE]
 
     def _is_decode(self, chunks: list[Chunk]) -> bool:
         if self._graphs is None or any(chunk.num_tokens > 1 for chunk in chunks):
@@ -94,7 +128,7 @@ class Runner:
     def _eager(self, chunks: list[Chunk]) -> Tensor:
         """Any mix of chunks; logits of those that sample, in order [rows, vocabulary]."""
         decoder = self.model.decoder
-        batch = build_batch(chunks, self._rope, self._block_size, self.model.device)
+        batch = build_batch(chunks, self._rope, self._block_size, self.model.device, idle_block=self._idle_block)
         x = decoder.embed(batch.token_ids)
         insert_embeddings(x, chunks, self._encoder_cache)
         hidden = decoder(x, self._pages, batch.attention)

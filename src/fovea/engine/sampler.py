@@ -9,8 +9,8 @@ whose sums are exact in any order, and one uniform number of the row's own gener
 That number is the only one drawn for a token, on the CPU, so a draw costs microseconds and one small copy.
 Tokens of less than 2**-33 of the likeliest token's probability are never drawn.
 
-A row whose logits are not finite, or with every token banned, gives BROKEN and harms no other. Token ids outside the
-vocabulary are ignored.
+A row with every token banned gives BROKEN, one whose raw logits hold NaN or infinity NOT_FINITE; neither harms another.
+Token ids outside the vocabulary are ignored.
 
 Shapes: S rows, V vocabulary, R some of the rows.
 """
@@ -31,6 +31,7 @@ from fovea.core.types import Logprob, TokenLogprobs
 from fovea.engine.memory import DRAW_CHUNK_ELEMENTS
 
 BROKEN = -1
+NOT_FINITE = -2
 MIN_TEMPERATURE = 1e-5  # below it a draw is greedy, as in vLLM
 LOGPROBS_CHUNK_ELEMENTS = 64 * 1024**2  # of float32
 _WEIGHT_SCALE = 2.0**32
@@ -55,7 +56,7 @@ class SamplingRow:
 
 @dataclass(slots=True)
 class Sampled:
-    """One token for each row (BROKEN for a row that has none) and the log-probabilities of rows that asked."""
+    """A token for each row (BROKEN or NOT_FINITE: it has none), and the log-probabilities of rows that asked."""
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
@@ -65,7 +66,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     """Choose a token for each row of `logits` [S, V], which is not changed."""
     token_ids = choose(logits, rows).tolist()
     logprobs: list[TokenLogprobs | None] = [None] * len(rows)
-    asked = [i for i, row in enumerate(rows) if row.params.logprobs is not None and token_ids[i] != BROKEN]
+    asked = [i for i, row in enumerate(rows) if row.params.logprobs is not None and token_ids[i] >= 0]
     if asked:
         counts = [rows[i].params.logprobs or 0 for i in asked]
         found = _logprobs(logits[_index(asked, logits)], [token_ids[i] for i in asked], counts)
@@ -83,12 +84,13 @@ def choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     if processed:
         work = work.clone() if work is logits else work
         _process(work, rows)
-    tokens = _argmax(work)  # [S]
+    tokens, best = _argmax(work)  # [S]
     for group in _groups(drawn, rows, logits.shape[1]):
         index = _index(group, logits)
         found = _draw(work[index], [rows[i] for i in group])  # [R]
         tokens[index] = torch.where(tokens[index] == BROKEN, BROKEN, found)
-    return tokens
+    raw_best = logits.amax(dim=-1) if processed else best  # NaN if any is NaN
+    return torch.where(torch.isfinite(raw_best), tokens, NOT_FINITE)
 
 
 def prompt_logprobs(logits: Tensor, next_ids: Sequence[int], top: int) -> list[TokenLogprobs]:
@@ -128,11 +130,11 @@ def skip_draws(generator: torch.Generator, num_tokens: int) -> None:
         _draw_uniform(generator)
 
 
-def _argmax(logits: Tensor) -> Tensor:
-    """Likeliest token of each row of `logits` [R, V]; BROKEN where the largest is not finite."""
+def _argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Likeliest token of each row of `logits` [R, V], BROKEN where its logit is not finite; and that logit."""
     tokens = logits.argmax(dim=-1)
     best = logits.gather(-1, tokens[:, None])[:, 0]
-    return torch.where(torch.isfinite(best), tokens, BROKEN)
+    return torch.where(torch.isfinite(best), tokens, BROKEN), best
 
 
 # --- changes to the logits -------------------------------------------------------------------------------------------

@@ -13,8 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fovea.core.errors import EmbeddingsError, InvalidOptionError, ModelError, UnsupportedModelError, nearest
-from fovea.core.types import ImagePlan, MediaSpan
+from fovea.core.errors import (
+    EmbeddingsError,
+    InvalidOptionError,
+    MediaError,
+    ModelError,
+    UnsupportedModelError,
+    nearest,
+)
+from fovea.core.types import ImagePlan, MediaSpan, PixelBudget
 from fovea.families.config_reader import Section, read_json
 from fovea.families.spec import ModelSpec, WeightMap
 
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI's API shows a model of a picture with detail "low"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,28 @@ class Family(ABC):
         """The most patches a picture can have under these options."""
 
     @abstractmethod
+    def token_grid(self, plan: ImagePlan) -> tuple[int, int]:
+        """(rows, columns) of a picture's tokens that lie evenly over its canvas; a model may have others beside."""
+
+    @abstractmethod
+    def most_pixels(self, options: Mapping[str, Any]) -> int:
+        """The most pixels that a picture's canvas can be asked to have under these options."""
+
+    @abstractmethod
+    def budgeted(self, options: Mapping[str, Any], budget: PixelBudget | None) -> dict[str, Any]:
+        """The options for one picture: a budget only lowers what `options` permit.
+
+        detail "low" is LOW_DETAIL_PIXELS, or whatever is nearest of what the model can do; "auto" and "high" are what
+        `options` say. Raises MediaError, naming the range, for max_pixels and min_pixels that cannot be kept.
+        """
+
+    def plan_within(
+        self, width_px: int, height_px: int, options: Mapping[str, Any], budget: PixelBudget | None
+    ) -> ImagePlan:
+        """`plan_image` for a picture with a budget: its canvas has at most `budget.max_pixels`."""
+        return self.plan_image(width_px, height_px, self.budgeted(options, budget))
+
+    @abstractmethod
     def weight_map(self) -> WeightMap:
         """Every tensor of a published checkpoint and where it goes."""
 
@@ -105,6 +135,25 @@ class Family(ABC):
                     f"mm_processor_kwargs[{name!r}] is {value!r}; permitted: a whole number from 1."
                 )
         return dict(options)
+
+    def _promised(self, budget: PixelBudget, least: int, most: int) -> int:
+        """The most pixels that may be used: what the client asks for, or else `most`."""
+        if budget.max_pixels is None:
+            return most
+        if not least <= budget.max_pixels <= most:
+            raise MediaError(
+                f"max_pixels is {budget.max_pixels}; permitted here: {least} to {most}.",
+                code="below_min_value" if budget.max_pixels < least else "above_max_value",
+            )
+        return budget.max_pixels
+
+    def _wished(self, budget: PixelBudget, least: int, most: int) -> int:
+        """The same with `detail`, which may not be met to the pixel."""
+        return max(least, min(most, LOW_DETAIL_PIXELS)) if budget.detail == "low" else most
+
+    def _refuse_least(self, budget: PixelBudget) -> None:
+        if budget.min_pixels is not None:
+            raise MediaError(f"{self.name} takes no min_pixels. Leave it out.", code="unsupported_value")
 
     def image_text(self, number: int) -> str:
         """What stands for picture `number` (from 1) in the text of a chat message."""

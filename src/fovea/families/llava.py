@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fovea.core.errors import EmbeddingsError, UnsupportedModelError
-from fovea.core.types import Box, ImagePlan
+from fovea.core.types import Box, ImagePlan, PixelBudget
 from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
 from fovea.families.parts import (
     clip_tower,
@@ -88,6 +88,19 @@ class Llava(Family):
 
     def largest_picture(self, options: Mapping[str, Any]) -> int:
         return (self.spec.tile_px // self.spec.tower.patch_px) ** 2
+
+    def token_grid(self, plan: ImagePlan) -> tuple[int, int]:
+        return (plan.grid[1], plan.grid[2])
+
+    def most_pixels(self, options: Mapping[str, Any]) -> int:
+        return self.spec.tile_px**2
+
+    def budgeted(self, options: Mapping[str, Any], budget: PixelBudget | None) -> dict[str, Any]:
+        """Every picture has the one size there is: a promise of less is refused, a wish changes nothing."""
+        if budget is not None:
+            self._refuse_least(budget)
+            self._promised(budget, self.spec.tile_px**2, self.spec.tile_px**2)
+        return dict(options)
 
     def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
         super().embeds_grid(num_rows, grid)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fovea.core.errors import EmbeddingsError, InvalidOptionError, MediaLimitError, UnsupportedModelError
-from fovea.core.types import Box, ImagePlan
+from fovea.core.types import Box, ImagePlan, PixelBudget
 from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
 from fovea.families.parts import (
     clip_tower,
@@ -114,7 +114,8 @@ class Phi3V(Family):
         if height < 1:
             raise MediaLimitError(
                 f"A picture of {width_px}x{height_px} pixels is too elongated for {self.name}: resized to {width} "
-                "pixels it has no height left. Crop it."
+                "pixels it has no height left. Crop it.",
+                code="above_max_value",
             )
         rows = math.ceil(height / TILE_PX)
         top = (rows * TILE_PX - height) // 2
@@ -135,6 +136,22 @@ class Phi3V(Family):
     def largest_picture(self, options: Mapping[str, Any]) -> int:
         crops = int(options.get("num_crops", self.num_crops))
         return (crops + 1) * (TILE_PX // self.spec.tower.patch_px) ** 2
+
+    def token_grid(self, plan: ImagePlan) -> tuple[int, int]:
+        """Of the crops; the global view and the separators are beside them."""
+        return (plan.grid[1] * TILE_SIDE, plan.grid[2] * TILE_SIDE)
+
+    def most_pixels(self, options: Mapping[str, Any]) -> int:
+        return int(options.get("num_crops", self.num_crops)) * TILE_PX**2
+
+    def budgeted(self, options: Mapping[str, Any], budget: PixelBudget | None) -> dict[str, Any]:
+        """As many crops as fit; the global view of one crop, which every picture has, is not counted."""
+        if budget is None:
+            return dict(options)
+        self._refuse_least(budget)
+        most = self._promised(budget, TILE_PX**2, self.most_pixels(options))
+        pixels = self._wished(budget, TILE_PX**2, most)
+        return {**options, "num_crops": pixels // TILE_PX**2}
 
     def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
         super().embeds_grid(num_rows, grid)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fovea.core.errors import EmbeddingsError, InvalidOptionError, MediaLimitError, UnsupportedModelError
-from fovea.core.types import ImagePlan, MediaSpan
+from fovea.core.errors import EmbeddingsError, InvalidOptionError, MediaError, MediaLimitError, UnsupportedModelError
+from fovea.core.types import ImagePlan, MediaSpan, PixelBudget
 from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
 from fovea.families.config_reader import Section
 from fovea.families.parts import decoder_weights, llama_decoder, mrope_positions, plain_rope, same_names
@@ -84,7 +84,7 @@ class Qwen2VL(Family):
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         checked = super().check_options(options)
-        cell = (self.spec.tower.patch_px * self.spec.projector.merge) ** 2
+        cell = self._cell_px**2
         low, high = checked.get("min_pixels", self.min_pixels), checked.get("max_pixels", self.max_pixels)
         if high < cell or low > high:
             raise InvalidOptionError(
@@ -97,11 +97,19 @@ class Qwen2VL(Family):
         if max(width_px, height_px) > MAX_ASPECT * min(width_px, height_px):
             raise MediaLimitError(
                 f"A picture of {width_px}x{height_px} pixels is more elongated than {MAX_ASPECT}:1, "
-                f"the most that {self.name} takes. Crop it."
+                f"the most that {self.name} takes. Crop it.",
+                code="above_max_value",
             )
-        patch, merge = self.spec.tower.patch_px, self.spec.projector.merge
         low, high = options.get("min_pixels", self.min_pixels), options.get("max_pixels", self.max_pixels)
-        width, height = smart_resize(width_px, height_px, patch * merge, low, high)
+        return self._plan(*smart_resize(width_px, height_px, self._cell_px, low, high))
+
+    @property
+    def _cell_px(self) -> int:
+        """The side of the square that becomes one token."""
+        return self.spec.tower.patch_px * self.spec.projector.merge
+
+    def _plan(self, width: int, height: int) -> ImagePlan:
+        patch = self.spec.tower.patch_px
         grid = (1, height // patch, width // patch)
         return ImagePlan(
             resize_width_px=width,
@@ -111,11 +119,45 @@ class Qwen2VL(Family):
             canvas_height_px=height,
             grid=grid,
             num_patches=grid[1] * grid[2],
-            num_tokens=grid[1] * grid[2] // merge**2,
+            num_tokens=grid[1] * grid[2] // self.spec.projector.merge**2,
         )
 
     def largest_picture(self, options: Mapping[str, Any]) -> int:
         return int(options.get("max_pixels", self.max_pixels)) // self.spec.tower.patch_px**2
+
+    def token_grid(self, plan: ImagePlan) -> tuple[int, int]:
+        merge = self.spec.projector.merge
+        return (plan.grid[1] // merge, plan.grid[2] // merge)
+
+    def most_pixels(self, options: Mapping[str, Any]) -> int:
+        return int(options.get("max_pixels", self.max_pixels))
+
+    def budgeted(self, options: Mapping[str, Any], budget: PixelBudget | None) -> dict[str, Any]:
+        """The model's own least gives way to a lower max_pixels, and detail "low" to the least."""
+        if budget is None:
+            return dict(options)
+        cell = self._cell_px**2
+        most = self._promised(budget, cell, self.most_pixels(options))
+        least = options.get("min_pixels", self.min_pixels) if budget.min_pixels is None else budget.min_pixels
+        if budget.min_pixels is not None and least > most:
+            raise MediaError(
+                f"min_pixels is {least}; permitted here: 1 to {most}, the most pixels of this picture.",
+                code="above_max_value",
+            )
+        most = min(most, max(least, self._wished(budget, cell, most)))
+        return {**options, "min_pixels": min(least, most), "max_pixels": most}
+
+    def plan_within(
+        self, width_px: int, height_px: int, options: Mapping[str, Any], budget: PixelBudget | None
+    ) -> ImagePlan:
+        """The published processor goes over max_pixels for elongated pictures and narrow ranges; here that is kept."""
+        plan = super().plan_within(width_px, height_px, options, budget)
+        if budget is None:
+            return plan
+        most = self.budgeted(options, budget)["max_pixels"]
+        if plan.canvas_width_px * plan.canvas_height_px <= most:
+            return plan
+        return self._plan(*largest_fitting(width_px, height_px, self._cell_px, most))
 
     def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
         merge = self.spec.projector.merge
@@ -169,3 +211,15 @@ def smart_resize(width_px: int, height_px: int, factor: int, min_pixels: int, ma
         beta = math.sqrt(min_pixels / (width_px * height_px))
         width, height = (math.ceil(side * beta / factor) * factor for side in (width_px, height_px))
     return width, height
+
+
+def largest_fitting(width_px: int, height_px: int, factor: int, max_pixels: int) -> tuple[int, int]:
+    """Width and height of this shape, as nearly as multiples of `factor` of at most `max_pixels` in all can have it."""
+    beta = math.sqrt(width_px * height_px / max_pixels)
+    columns, rows = (max(1, math.floor(side / beta / factor)) for side in (width_px, height_px))
+    most = max_pixels // factor**2
+    if columns > rows:
+        columns = min(columns, most // rows)
+    else:
+        rows = min(rows, most // columns)
+    return columns * factor, rows * factor

@@ -21,7 +21,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE if _HAS_SE
 
 def write_blob(parts: Sequence[memoryview | bytes]) -> int:
     """A descriptor of the parts behind one another. The caller owns it."""
-    fd = _create()
+    fd = create_memory()
     try:
         for part in parts:
             view = memoryview(part).cast("B")
@@ -53,7 +53,8 @@ def map_blob(fd: int) -> memoryview:
         os.close(fd)
 
 
-def _create() -> int:
+def create_memory() -> int:
+    """A descriptor of nothing yet."""
     if _HAS_SEALS:
         return os.memfd_create("fovea", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with tempfile.TemporaryFile() as file:

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fovea.core.log import logger
 from fovea.ipc.blob import map_blob, write_blob
 
 INLINE_BYTES = 64 * 1024
@@ -166,7 +167,10 @@ class Channel:
 
 
 class AsyncChannel:
-    """The end in an event loop. `on_frame` is called for each frame, `on_close` once when the other side is gone."""
+    """The end in an event loop. `on_frame` is called for each frame, `on_close` once when the other side is gone.
+
+    What can't be understood, here or by `on_frame`, ends the channel too; then `is_breached`.
+    """
 
     def __init__(self, sock: socket.socket, on_frame: Callable[[Frame], None], on_close: Callable[[], None]) -> None:
         sock.setblocking(False)
@@ -178,6 +182,7 @@ class AsyncChannel:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._read)
         self.is_open = True
+        self.is_breached = False
 
     def send(self, payload: bytes, blob: int | None = None) -> None:
         """Never blocks. `blob` stays the caller's and may be closed at once."""
@@ -219,16 +224,30 @@ class AsyncChannel:
     def _read(self) -> None:
         try:
             data, fds = _receive(self._sock)
-            if not data:
-                raise ChannelClosedError
             frames = self._parser.push(data, fds)
         except BlockingIOError:
             return
-        except (OSError, ChannelClosedError):
+        except (OSError, ChannelClosedError) as error:
+            self.is_breached = isinstance(error, ChannelClosedError)
             self._gone()
             return
+        if not data:
+            self._gone()
         for frame in frames:
+            self._deliver(frame)
+
+    def _deliver(self, frame: Frame) -> None:
+        """A frame that nobody understands is a breach: nothing behind it can be trusted either."""
+        if not self.is_open:
+            if frame.blob is not None:
+                os.close(frame.blob)
+            return
+        try:
             self._on_frame(frame)
+        except Exception:
+            logger.exception("a message of another process was not understood")
+            self.is_breached = True
+            self._gone()
 
     def _gone(self) -> None:
         if self.is_open:

@@ -1,11 +1,15 @@
 """The engine's process: loads the model, then repeats take messages, step, send tokens.
 
-One thread. A request's own trouble goes back as its error; any other exception ends the process, and the supervisor
-starts another. The heartbeat grows with every turn, so a loop that hangs can be told from one that is idle.
+One thread. A request's own trouble goes back as its error; any other exception ends the process with last words, and
+the supervisor starts another. The heartbeat grows with every turn: a loop that hangs can be told from one that is idle.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
+import os
+import signal
 import sys
 import time
 
@@ -13,9 +17,10 @@ import msgspec
 
 from fovea.core.config import EngineConfig
 from fovea.core.errors import FoveaError, RequestFailedError
-from fovea.core.log import logger, show_logs
+from fovea.core.log import logger
 from fovea.core.types import TokenOutput
 from fovea.engine.build import build_engine, plan_engine
+from fovea.engine.failures import EngineBrokenError
 from fovea.engine.loop import Engine
 from fovea.families.registry import load_family
 from fovea.ipc import faults
@@ -38,7 +43,7 @@ from fovea.ipc.messages import (
     request_from_wire,
     token_to_wire,
 )
-from fovea.ipc.process import open_parent
+from fovea.ipc.process import open_parent, show_worker_logs
 from fovea.models.folder import find_model
 
 IDLE_TURN_S = 1.0
@@ -80,8 +85,13 @@ class EngineLoop:
                 raise ChannelClosedError
 
     def _add(self, message: Add, blob: int | None) -> None:
-        request = request_from_wire(message.request, None if blob is None else map_blob(blob))
+        request = request_from_wire(message.request, None)
+        if self._engine.knows(request.request_id):
+            logger.error("a request arrived twice; the second is dropped")
+            return
         try:
+            if blob is not None:
+                request = request_from_wire(message.request, map_blob(blob))
             self._engine.add(request)
         except FoveaError as error:
             self._send([TokenOutput(request.request_id, 0, None, finish_reason="error", error=error)])
@@ -108,11 +118,12 @@ def load(setup: Setup) -> Engine:
 
 def main(argv: list[str]) -> int:
     channel = open_parent(argv)
+    faulthandler.register(signal.SIGUSR1)  # the supervisor asks where a hung engine hangs
     try:
         setup = _decoder.decode(channel.receive_one().payload)
         if not isinstance(setup, Setup):
             return 1
-        show_logs()
+        show_worker_logs()
         try:
             engine = load(setup)
         except FoveaError as error:
@@ -130,7 +141,20 @@ def main(argv: list[str]) -> int:
         EngineLoop(engine, channel, heartbeat).run()
     except ChannelClosedError:
         return 0  # the parent is gone or wants us gone
+    except EngineBrokenError as error:
+        return _end(channel, error)
+    except Exception:
+        logger.critical("the engine ends by a fault of its own", exc_info=True)
+        return _end(channel, RequestFailedError("The engine ended by a fault of its own; the log has the cause."))
     return 0
+
+
+def _end(channel: Channel, error: FoveaError) -> int:
+    """Say why and be gone at once: tidying up could hang on a broken device."""
+    with contextlib.suppress(ChannelClosedError):
+        channel.send(encode(Failed(error_to_wire(error))))
+    sys.stderr.flush()
+    os._exit(1)
 
 
 if __name__ == "__main__":

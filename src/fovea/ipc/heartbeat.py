@@ -5,16 +5,16 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import tempfile
+
+from fovea.ipc.blob import create_memory
 
 HEARTBEAT = struct.Struct("<Q")
 
 
 class Heartbeat:
     def __init__(self) -> None:
-        with tempfile.TemporaryFile() as file:
-            file.truncate(HEARTBEAT.size)
-            self.fd = os.dup(file.fileno())
+        self.fd = create_memory()
+        os.ftruncate(self.fd, HEARTBEAT.size)
         self._memory = mmap.mmap(self.fd, HEARTBEAT.size)
         self._count = 0
 

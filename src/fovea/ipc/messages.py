@@ -156,6 +156,8 @@ class Fork(Message, frozen=True):
 
 
 class Forked(Message, frozen=True):
+    """`pid` is 0 if the system gave no process."""
+
     pid: int
 
 

@@ -1,7 +1,7 @@
 """The front's side of preparing: hands tasks to worker processes, and kills those that take too long.
 
 A worker has one task at a time. One that dies, hangs or leaves is replaced by a fork of the zygote; only its own
-request fails.
+request fails. A zygote that dies is replaced too, and what can't be started now is tried again.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import os
 import signal
 import subprocess
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
-from fovea.core.errors import MediaDecodeError
+from fovea.core.errors import FoveaError, MediaDecodeError, RequestFailedError, UnavailableError
 from fovea.core.log import logger
 from fovea.core.server_config import ServerConfig
-from fovea.ipc.channel import AsyncChannel, Frame, socket_pair
+from fovea.ipc.channel import AsyncChannel, ChannelClosedError, Frame, socket_pair
 from fovea.ipc.messages import (
     LEAVING,
     Counts,
@@ -40,6 +42,8 @@ from fovea.ipc.messages import (
 from fovea.ipc.process import WorkerStartError, exit_reason, spawn
 
 MAX_WORKERS = 8
+FORK_RETRY_S = 0.5
+REVIVE_AFTER_S = 1.0
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 _zygote_decoder = msgspec.msgpack.Decoder(FromZygote)
@@ -57,9 +61,12 @@ class PrepareReply:
 class PreparePool:
     """`start` before anything else; `prepare` from any number of tasks of the loop."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, *, faults: Mapping[str, Any] | None = None) -> None:
+        self.is_broken = False  # no zygote, and starting one failed; it is tried again
         self.num_replaced = 0
+        self.on_replaced: Callable[[], None] = lambda: None
         self._config = config
+        self._faults = dict(faults or {})
         self._num_workers = config.prepare_workers or min(MAX_WORKERS, num_cores())
         self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
         self._workers: set[_Worker] = set()
@@ -72,18 +79,24 @@ class PreparePool:
 
     async def start(self) -> None:
         """Raises ModelError or ConfigError if the model's tokenizer, template or configuration can't be used."""
+        self._stop_zygote()
         self._started = asyncio.get_running_loop().create_future()
-        self._zygote, sock = spawn("fovea.ipc.prepare_worker", _ENVIRONMENT)
+        try:
+            self._zygote, sock = spawn("fovea.ipc.prepare_worker", _ENVIRONMENT)
+        except OSError:
+            raise WorkerStartError("No process to prepare requests can be started: the system gives no more.") from None
         self._channel = AsyncChannel(sock, self._zygote_says, self._zygote_gone)
         options = {f.name: getattr(self._config, f.name) for f in dataclasses.fields(self._config)}
         options |= {"api_key": (), "api_key_file": ""}
-        self._channel.send(encode(Setup(options)))
+        self._channel.send(encode(Setup(options, self._faults)))
         await self._started
-        for _ in range(self._num_workers - len(self._workers)):
+        for _ in range(self._num_workers):
             self._fork()
 
     async def prepare(self, task: Task, blob: int | None) -> PrepareReply:
         """Raises FoveaError: the worker's refusal, or what became of the worker. `blob` stays the caller's."""
+        if self.is_broken:
+            raise UnavailableError("Requests can't be prepared now.", code="engine_dead", retry_after_s=5)
         worker = await self._idle.get()
         while worker.is_gone:
             worker = await self._idle.get()
@@ -106,14 +119,25 @@ class PreparePool:
                 "The request could not be prepared: the process that decoded it ended. A picture in it may be broken.",
                 code="invalid_image",
             )
+        reply = self._decode(worker, frame)
         if worker.is_leaving:
             self._discard(worker, kill=False)
         else:
             self._idle.put_nowait(worker)
-        reply = _reply_decoder.decode(frame.payload)
         if isinstance(reply, Refused):
             raise error_from_wire(reply.error)
         return PrepareReply(reply, frame.blob)
+
+    def _decode(self, worker: _Worker, frame: Frame) -> Done | Counts | Refused:
+        try:
+            reply: Done | Counts | Refused = _reply_decoder.decode(frame.payload)
+            return reply
+        except msgspec.MsgspecError:
+            logger.error("a preparing worker sent what is no reply and is replaced")
+            self._discard(worker, kill=True)
+            if frame.blob is not None:
+                os.close(frame.blob)
+            raise RequestFailedError("The request could not be prepared.") from None
 
     def pids(self) -> list[int]:
         return [worker.pid for worker in self._workers if worker.pid]
@@ -126,6 +150,9 @@ class PreparePool:
         self._closing = True
         for worker in list(self._workers):
             self._discard(worker, kill=True)
+        self._stop_zygote()
+
+    def _stop_zygote(self) -> None:
         if self._channel is not None:
             self._channel.close()
         if self._zygote is not None:
@@ -133,11 +160,16 @@ class PreparePool:
             self._zygote.wait()
 
     def _fork(self) -> None:
-        if self._closing or self._channel is None:
+        if self._closing or self._channel is None or len(self._workers) >= self._num_workers:
             return
-        ours, theirs = socket_pair()
+        try:
+            ours, theirs = socket_pair()
+        except OSError:
+            self._fork_later("no socket for it")
+            return
         worker = _Worker()
-        worker.channel = AsyncChannel(ours, worker.on_frame, lambda: self._discard(worker, kill=False))
+        channel = AsyncChannel(ours, worker.on_frame, lambda: self._discard(worker, kill=channel.is_breached))
+        worker.channel = channel
         with theirs:
             self._channel.send(encode(Fork()), theirs.fileno())
         self._workers.add(worker)
@@ -154,30 +186,59 @@ class PreparePool:
             case Forked(pid=pid):
                 worker = self._forking.popleft()
                 worker.pid = pid
-                self._idle.put_nowait(worker)
+                if pid and not worker.is_gone:
+                    self._idle.put_nowait(worker)
+                else:
+                    self._workers.discard(worker)
+                    self._fork_later("it ended at once" if pid else "the system gives no process")
+            case _:
+                raise ChannelClosedError
 
     def _zygote_gone(self) -> None:
         assert self._started is not None
         assert self._zygote is not None
         if self._closing:
             return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._zygote.wait(0.05)  # it ended by itself: its own code is the reason
+        self._zygote.kill()  # a closed channel may also be a breach
         reason = exit_reason(self._zygote.wait())
         logger.error("the process that prepares requests ended: %s", reason)
         self._channel = None
         if not self._started.done():
             self._started.set_exception(WorkerStartError(f"The process that prepares requests ended: {reason}."))
             return
+        self._forking.clear()
         for worker in list(self._workers):
             self._discard(worker, kill=True)
-        self._forking.clear()
-        self._restart = asyncio.get_running_loop().create_task(self.start())
+        if self._started.exception() is None:  # else whoever awaits `start` was told
+            self._restart = asyncio.get_running_loop().create_task(self._revive())
+
+    async def _revive(self) -> None:
+        """Another zygote; if none can be started, again after a while."""
+        while not self._closing:
+            try:
+                await self.start()
+            except FoveaError as error:
+                self.is_broken = True
+                logger.error("no requests can be prepared: %s", error)
+                await asyncio.sleep(REVIVE_AFTER_S)
+            else:
+                self.is_broken = False
+                return
+
+    def _fork_later(self, why: str) -> None:
+        logger.warning("a preparing worker could not be made: %s; tried again in %g s", why, FORK_RETRY_S)
+        asyncio.get_running_loop().call_later(FORK_RETRY_S, self._fork)
 
     def _discard(self, worker: _Worker, *, kill: bool) -> None:
         """The worker is gone or has to go; another takes its place."""
         if worker not in self._workers:
             return
-        self._workers.remove(worker)
         worker.is_gone = True
+        if worker in self._forking:
+            return  # whether it came to be is told soon
+        self._workers.remove(worker)
         if worker.channel is not None:
             worker.channel.close()
         if kill and worker.pid:
@@ -186,6 +247,7 @@ class PreparePool:
         worker.resolve(None)
         if not self._closing:
             self.num_replaced += 1
+            self.on_replaced()
             self._fork()
 
 

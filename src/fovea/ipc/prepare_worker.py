@@ -2,7 +2,7 @@
 
 The first process (the zygote) loads tokenizer and template once and forks a worker whenever it is asked to, in
 milliseconds; it never touches a request itself. A worker has a memory limit, takes one task at a time, and ends itself
-when a task has left it fat.
+when a task has left it fat or in a panic.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from fovea.core.errors import FoveaError, MediaLimitError, RequestFailedError
-from fovea.core.log import logger, show_logs
+from fovea.core.log import logger
 from fovea.core.params import SamplingParams
 from fovea.core.server_config import ServerConfig
 from fovea.families.registry import load_family
+from fovea.ipc import prepare_faults
 from fovea.ipc.blob import map_blob, write_blob
 from fovea.ipc.channel import Channel, ChannelClosedError, Frame
 from fovea.ipc.messages import (
@@ -42,7 +45,7 @@ from fovea.ipc.messages import (
     ids_to_wire,
     request_to_wire,
 )
-from fovea.ipc.process import die_with_parent, open_parent
+from fovea.ipc.process import die_with_parent, open_parent, show_worker_logs
 from fovea.media.load import Fetched
 from fovea.models.folder import find_model
 from fovea.pipeline.preparer import Preparer
@@ -61,31 +64,36 @@ class Worker:
     """Answers tasks, one at a time."""
 
     def __init__(self, preparer: Preparer, config: ServerConfig) -> None:
-        self._preparer = preparer
+        self.preparer = preparer
+        self.is_spoilt = False  # by a panic, which may leave locks behind: this process takes no more tasks
         self._config = config
 
     def answer(self, task: Task, blob: memoryview | None) -> tuple[Message, int | None]:
         """The reply and its blob."""
         try:
-            preparer = self._preparer.with_max_model_len(task.max_model_len)
+            preparer = self.preparer.with_max_model_len(task.max_model_len)
             return self._prepare(preparer, task, blob)
         except FoveaError as error:
             return _refused(error)
         except MemoryError:
             return _refused(
                 MediaLimitError(
-                    f"Preparing the request takes more than {self._config.prepare_memory_bytes:,} bytes of memory (option "
-                    "prepare_memory_bytes). Send fewer or smaller pictures.",
+                    f"Preparing the request takes more than {self._config.prepare_memory_bytes:,} bytes of memory "
+                    "(option prepare_memory_bytes). Send fewer or smaller pictures.",
                     code="media_too_large",
                 )
             )
         except Exception:  # the boundary of one request
             logger.exception("a request could not be prepared")
             return _refused(RequestFailedError("The request could not be prepared; the log has the cause."))
+        except BaseException:  # a panic of the tokenizer's Rust is no Exception
+            self.is_spoilt = True
+            logger.exception("preparing a request ended in a panic; this worker is replaced")
+            return _refused(RequestFailedError("The request could not be prepared; the log has the cause."))
 
     def _prepare(self, preparer: Preparer, task: Task, blob: memoryview | None) -> tuple[Message, int | None]:
         started = time.perf_counter()
-        form = self._form(preparer, task)
+        form = replace(self._form(preparer, task), add_special_tokens=task.add_special_tokens)
         fetched = {
             item.url: Fetched(bytes(blob[item.offset : item.offset + item.num_bytes]) if blob else b"", item.seconds)
             for item in task.fetched
@@ -130,13 +138,13 @@ class Worker:
         while True:
             frame = channel.receive_one()
             reply, blob = self._answer_frame(frame)
-            is_fat = resident_bytes() > thin_bytes + FAT_BYTES
-            if is_fat:
+            is_leaving = self.is_spoilt or resident_bytes() > thin_bytes + FAT_BYTES
+            if is_leaving:
                 channel.send(LEAVING)
             channel.send(encode(reply), blob)
             if blob is not None:
                 os.close(blob)
-            if is_fat:
+            if is_leaving:
                 return
 
     def _answer_frame(self, frame: Frame) -> tuple[Message, int | None]:
@@ -180,7 +188,7 @@ def run_worker(sock: socket.socket, worker: Worker, config: ServerConfig, zygote
         os._exit(code)
 
 
-def serve_forks(channel: Channel, worker: Worker, config: ServerConfig) -> None:
+def serve_forks(channel: Channel, worker: Worker, config: ServerConfig, fork: Callable[[], int] = os.fork) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     pid = os.getpid()
     while True:
@@ -189,12 +197,15 @@ def serve_forks(channel: Channel, worker: Worker, config: ServerConfig) -> None:
         if not isinstance(message, Fork) or frame.blob is None:
             raise ChannelClosedError
         sock = socket.socket(fileno=frame.blob)
-        child = os.fork()
+        try:
+            child = fork()
+        except OSError:
+            child = -1
         if child == 0:
             channel.close()
             run_worker(sock, worker, config, pid)
         sock.close()
-        channel.send(encode(Forked(child)))
+        channel.send(encode(Forked(max(child, 0))))
 
 
 def load(setup: Setup) -> tuple[Worker, ServerConfig]:
@@ -213,14 +224,15 @@ def main(argv: list[str]) -> int:
         setup = _zygote_decoder.decode(channel.receive_one().payload)
         if not isinstance(setup, Setup):
             return 1
-        show_logs()
+        show_worker_logs()
         try:
             worker, config = load(setup)
         except FoveaError as error:
             channel.send(encode(Failed(error_to_wire(error))))
             return 1
+        prepare_faults.install(worker, setup.faults)
         channel.send(encode(PrepareReady()))
-        serve_forks(channel, worker, config)
+        serve_forks(channel, worker, config, prepare_faults.forks(setup.faults))
     except ChannelClosedError:
         return 0
     return 0

@@ -1,19 +1,25 @@
-"""Starting a process that shares a socket with this one, and making sure that it never outlives us."""
+"""Starting a process that shares a socket with this one, making sure that it never outlives us, and its log."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import logging
 import os
+import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping
 
 from fovea.core.errors import FoveaError
+from fovea.core.log import logger
 from fovea.ipc.channel import Channel, socket_pair
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_STDERR = 2
 
 
 def spawn(module: str, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -63,3 +69,27 @@ class WorkerStartError(FoveaError):
     """A worker process ended before it was ready."""
 
     code = "worker_start_failed"
+
+
+class LossyHandler(logging.Handler):
+    """Writes lines to stderr as long as its reader takes them, and drops them else: a worker never waits for a log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("fovea %(levelname).1s %(message)s"))
+        self._fd = _STDERR
+        with contextlib.suppress(OSError):  # where it is a pipe, one end more of it that does not block
+            if stat.S_ISFIFO(os.fstat(_STDERR).st_mode):
+                self._fd = os.open(f"/proc/self/fd/{_STDERR}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        left = memoryview(f"{self.format(record)}\n".encode("utf-8", "replace"))
+        with contextlib.suppress(OSError):
+            while left and select.select([], [self._fd], [], 0)[1]:
+                left = left[os.write(self._fd, left[: select.PIPE_BUF]) :]
+
+
+def show_worker_logs() -> None:
+    logger.addHandler(LossyHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

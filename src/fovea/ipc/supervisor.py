@@ -1,5 +1,7 @@
 """The front's side of the engine: starts its process, watches it, starts another when it dies, and carries tokens.
 
+A hung engine says where it hangs, is killed, and counts as dead.
+
 What was asked and has not been answered when an engine dies: requests without a token yet are sent to the next engine,
 once; the others fail. An engine that dies too often ends the server.
 """
@@ -11,6 +13,7 @@ import contextlib
 import dataclasses
 import mmap
 import os
+import signal
 import subprocess
 import time
 from collections import deque
@@ -24,7 +27,7 @@ from fovea.core.errors import FoveaError, RequestFailedError, UnavailableError
 from fovea.core.log import logger
 from fovea.core.server_config import ServerConfig
 from fovea.core.types import TokenOutput
-from fovea.ipc.channel import AsyncChannel, Frame
+from fovea.ipc.channel import AsyncChannel, ChannelClosedError, Frame
 from fovea.ipc.heartbeat import HEARTBEAT
 from fovea.ipc.messages import (
     Abort,
@@ -49,6 +52,8 @@ DEATH_WINDOW_S = 300.0
 WATCH_EVERY_S = 0.25
 GPU_WATCHDOG_S, CPU_WATCHDOG_S = 20.0, 60.0
 RESTART_RETRY_AFTER_S = 5
+RESPAWN_AFTER_S = 1.0
+STACK_DUMP_S = 0.3
 
 _decoder = msgspec.msgpack.Decoder(FromEngine)
 
@@ -113,6 +118,7 @@ class Supervisor:
         self.state: EngineState = "loading"
         self.facts: EngineReady | None = None
         self.num_restarts = 0
+        self.on_restart: Callable[[], None] = lambda: None
         self._config = config
         self._faults = dict(faults)
         self._show_progress = show_progress
@@ -124,16 +130,21 @@ class Supervisor:
         self._heartbeat: mmap.mmap | None = None
         self._watch: asyncio.Task[None] | None = None
         self._beaten = 0.0
+        self._last_words = ""
         self._started: asyncio.Future[EngineReady] | None = None
         self._closing = False
         self.gone: asyncio.Future[FoveaError] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> EngineReady:
         """The first engine. Raises ModelError or ConfigError if the model can't be run, else WorkerStartError."""
-        self._spawn()
+        try:
+            self._spawn()
+        except OSError:
+            raise WorkerStartError("The engine's process can't be started: the system gives no more of them.") from None
         assert self._started is not None
         facts = await self._started
         self._watch = asyncio.get_running_loop().create_task(self._watch_heartbeat())
+        self._watch.add_done_callback(self._watch_ended)
         return facts
 
     @property
@@ -206,12 +217,18 @@ class Supervisor:
                     flight = self._flights.get(wire.request_id)
                     if flight is not None:
                         flight.push(token_from_wire(wire))
+                    elif wire.finish_reason is None:  # an abort is on its way, or was lost
+                        self._send(Abort(wire.request_id))
             case Stats(values=values):
                 self._on_stats(values)
-            case EngineReady() if frame.blob is not None:
+            case EngineReady() if frame.blob is not None and self._heartbeat is None:
                 self._ready(message, frame.blob)
             case Failed(error=error) if self._started is not None and not self._started.done():
                 self._started.set_exception(error_from_wire(error))
+            case Failed(error=error):
+                self._last_words = error.message
+            case _:
+                raise ChannelClosedError
 
     def _ready(self, facts: EngineReady, heartbeat: int) -> None:
         self._heartbeat = mmap.mmap(heartbeat, HEARTBEAT.size, prot=mmap.PROT_READ)
@@ -231,7 +248,8 @@ class Supervisor:
         was_ready = self.state == "ready"
         self.state = "dead"
         code = self._stop_process()
-        reason = exit_reason(code)
+        reason = f"{self._last_words} ({exit_reason(code)})" if self._last_words else exit_reason(code)
+        self._last_words = ""
         if not was_ready and self._started is not None and not self._started.done():
             self._started.set_exception(WorkerStartError(f"The engine's process ended while it started: {reason}."))
         self._settle_flights()
@@ -258,7 +276,18 @@ class Supervisor:
                 )
             return
         self.num_restarts += 1
-        self._spawn()
+        self.on_restart()
+        self._respawn()
+
+    def _respawn(self) -> None:
+        if self._closing:
+            return
+        try:
+            self._spawn()
+        except OSError:
+            logger.error("no process for the engine can be started; tried again in %g s", RESPAWN_AFTER_S)
+            asyncio.get_running_loop().call_later(RESPAWN_AFTER_S, self._respawn)
+            return
         assert self._started is not None
         self._started.add_done_callback(self._restarted)
 
@@ -298,8 +327,22 @@ class Supervisor:
                 last, self._beaten = beats, now
             elif now - self._beaten > self._watchdog_s():
                 logger.error("the engine made no step for %.0f s and is killed", now - self._beaten)
-                if self._process is not None:
-                    self._process.kill()
+                await self._kill_hung()
+
+    async def _kill_hung(self) -> None:
+        process = self._process
+        if process is not None:
+            process.send_signal(signal.SIGUSR1)  # it writes where it hangs to the log
+            await asyncio.sleep(STACK_DUMP_S)
+            process.kill()
+
+    def _watch_ended(self, watch: asyncio.Task[None]) -> None:
+        """Unwatched, a hung engine would look alive: better an end that everybody sees."""
+        if not self._closing and not self.gone.done():
+            logger.critical(
+                "the watch over the engine ended", exc_info=None if watch.cancelled() else watch.exception()
+            )
+            self.gone.set_result(WorkerStartError("The watch over the engine ended by a fault of the server."))
 
     def _watchdog_s(self) -> float:
         on_gpu = self.facts is not None and self.facts.device.startswith("cuda")

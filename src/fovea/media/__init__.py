@@ -3,7 +3,7 @@
 from fovea.media.decode import decode
 from fovea.media.digest import array_digest, media_key, picture_digest
 from fovea.media.fetch import FetchPolicy, fetch_bytes
-from fovea.media.load import load_picture, probe_size
+from fovea.media.load import Fetched, load_picture, probe_size
 from fovea.media.probe import MediaLimits, Probe, probe
 from fovea.media.source import (
     ArraySource,
@@ -22,6 +22,7 @@ __all__ = [
     "ArraySource",
     "BytesSource",
     "FetchPolicy",
+    "Fetched",
     "FileSource",
     "ImageSource",
     "MediaLimits",

@@ -8,7 +8,7 @@ own. Limits are probe's business and come first.
     16-bit grey, mode I  scaled from 0..65535 to 0..255 with rounding; values outside are refused
     mode F               refused: floats have no known range
     other modes          Pillow's conversion (grey, palette, 1 bit, CMYK as Adobe stores it, YCbCr, LAB, HSV)
-    animation            the first frame; of a PIL picture the frame it stands at
+    animation            the first frame (a server refuses it: probe); of a PIL picture the frame it stands at
     colour profiles      ignored
     incomplete files     refused, never filled up
 """
@@ -68,7 +68,9 @@ def _decode_bytes(data: bytes) -> NDArray[np.uint8]:
             image.load()
             return _upright_pixels(image, header.orientation)
     except Image.DecompressionBombError:
-        raise MediaLimitError("The picture has too many pixels for the decoder. Scale it down.") from None
+        raise MediaLimitError(
+            "The picture has too many pixels for the decoder. Scale it down.", code="image_too_many_pixels"
+        ) from None
     except FoveaError:
         raise
     except Exception:  # the border to Pillow: hostile bytes may raise anything

@@ -337,7 +337,9 @@ def _too_large(place: MediaUrl, size: str, policy: FetchPolicy) -> MediaLimitErr
 
 
 def _failed(place: MediaUrl, reason: str) -> MediaSourceError:
-    return MediaSourceError(f"The picture could not be fetched from {_echo(place)}: {reason}.")
+    return MediaSourceError(
+        f"The picture could not be fetched from {_echo(place)}: {reason}.", code="media_fetch_failed"
+    )
 
 
 def _echo(place: MediaUrl) -> str:

@@ -6,7 +6,8 @@ The decoder is given only what passed here, and must agree about the size. Refus
 judged in probe.
 
 Only PNG, JPEG, WebP and GIF are read, recognised by their first bytes. The orientation is the one of the Exif block; a
-hint in XMP is ignored, as browsers do.
+hint in XMP is ignored, as browsers do. Where programs disagree whether a file holds one picture or several, it counts
+as animated: what a person sees must be what the model sees.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ Format = Literal["png", "jpeg", "webp", "gif"]
 
 _MIN_CHUNKS = 20_000
 _BYTES_PER_CHUNK = 1024
+_BYTES_PER_GIF_BLOCK = 64  # the format allows 255, and encoders fill them
 _MAX_JPEG_SEGMENTS = 4096
 _MAX_JPEG_EXIF_SEGMENTS = 16
 _MAX_JPEG_SCANS = 128
@@ -32,18 +34,24 @@ _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = frozenset(range(0xD0, 0xD9)) | {0x01}
 _SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
 _EXIF_PREFIX = b"Exif\0\0"
+_GIF_IMAGE, _GIF_EXTENSION = ord(","), ord("!")
+_GIF_MARK = re.compile(rb"[,!;]")
 _ORIENTATION_TAG = 0x0112
 _TIFF_LONG = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The size is the stored one; `orientation` (1 to 8, as in Exif) says how it is turned upright."""
+    """The size is the stored one; `orientation` (1 to 8, as in Exif) says how it is turned upright.
+
+    `is_animated`: the file holds, or claims to hold, more than one picture; an animation of one frame is still.
+    """
 
     format: Format
     width_px: int
     height_px: int
     orientation: int = 1
+    is_animated: bool = False
 
     @property
     def upright_size_px(self) -> tuple[int, int]:
@@ -71,7 +79,8 @@ def read_header(data: bytes) -> Header:
     if not data:
         raise MediaDecodeError("The picture is empty: it has 0 bytes.")
     raise MediaDecodeError(
-        "The data is not a picture in a supported format. Supported are PNG, JPEG, WebP and GIF; convert it to one."
+        "The data is not a picture in a supported format. Supported are PNG, JPEG, WebP and GIF; convert it to one.",
+        code="unsupported_image_format",
     )
 
 
@@ -94,9 +103,9 @@ def exif_orientation(block: bytes) -> int:
     return 1
 
 
-def _max_chunks(data: bytes) -> int:
+def _max_chunks(data: bytes, bytes_per_chunk: int = _BYTES_PER_CHUNK) -> int:
     """Real files have chunks of kilobytes; hostile ones have millions of empty chunks, each of which costs a loop."""
-    return _MIN_CHUNKS + len(data) // _BYTES_PER_CHUNK
+    return _MIN_CHUNKS + len(data) // bytes_per_chunk
 
 
 def _too_fragmented(name: str) -> MediaDecodeError:
@@ -108,12 +117,19 @@ def _read_png(data: bytes) -> Header:
         raise MediaDecodeError("The PNG file does not begin with its header. Send the complete file.")
     width_px, height_px = struct.unpack_from(">II", data, 16)
     exif = b""
+    has_pixels = is_animated = False
     for num_chunks, (name, start, end) in enumerate(_png_chunks(data)):
         if num_chunks > _max_chunks(data):
             raise _too_fragmented("PNG")
         if name == b"eXIf":
             exif = data[start:end]
-    return Header("png", width_px, height_px, exif_orientation(exif))
+        elif name == b"IDAT":
+            has_pixels = True
+        elif name == b"acTL" and not has_pixels and end - start >= 8:
+            is_animated |= int.from_bytes(data[start : start + 4]) > 1
+        elif name == b"fdAT":  # pixels of another picture than the one of IDAT, whatever acTL claims
+            is_animated = True
+    return Header("png", width_px, height_px, exif_orientation(exif), is_animated)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -183,7 +199,8 @@ def _read_webp(data: bytes) -> Header:
     if kind == b"VP8X":
         width_px = int.from_bytes(data[24:27], "little") + 1
         height_px = int.from_bytes(data[27:30], "little") + 1
-        return Header("webp", width_px, height_px, exif_orientation(_webp_exif(data)))
+        exif, is_animated = _scan_webp(data)
+        return Header("webp", width_px, height_px, exif_orientation(exif), is_animated)
     if kind == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
         return Header("webp", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
@@ -193,15 +210,24 @@ def _read_webp(data: bytes) -> Header:
     raise MediaDecodeError("The WebP file does not begin with its header. Send the complete file.")
 
 
-def _webp_exif(data: bytes) -> bytes:
+def _scan_webp(data: bytes) -> tuple[bytes, bool]:
+    """The first Exif block, and whether there are several frames; the animation flag is no proof of two.
+
+    From the first frame on its name is searched rather than the chunks followed: libwebp ignores the length of a frame,
+    so that a second one may stand inside the first.
+    """
+    exif = b""
+    is_animated = False
     position = 12
-    riff_end = 8 + int.from_bytes(data[4:8], "little")
+    end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     for _ in range(_max_chunks(data)):
-        if position + 8 > min(len(data), riff_end):
-            return b""
+        if position + 8 > end:
+            return exif, is_animated
         name, length = struct.unpack_from("<4sI", data, position)
         if name == b"EXIF":
-            return data[position + 8 : position + 8 + length]
+            exif = exif or data[position + 8 : position + 8 + length]
+        elif name == b"ANMF":
+            is_animated = is_animated or data.find(b"ANMF", position + 4, end) >= 0
         position += 8 + length + (length & 1)
     raise _too_fragmented("WebP")
 
@@ -209,22 +235,40 @@ def _webp_exif(data: bytes) -> bytes:
 def _read_gif(data: bytes) -> Header:
     """The canvas, enlarged to hold the first frame, as decoders do."""
     width_px, height_px, flags = struct.unpack_from("<HHB", data, 6)
-    position = 13 + _gif_palette_bytes(flags)
-    num_blocks = 0
-    max_blocks = _max_chunks(data)
-    while data[position] == ord("!"):
-        position += 2
-        while num_blocks <= max_blocks and data[position]:
+    frames = _gif_frames(data, 13 + _gif_palette_bytes(flags))
+    first = next(frames, None)
+    if first is None:
+        raise MediaDecodeError("The GIF file holds no picture. Send the complete file.")
+    left, top, frame_width_px, frame_height_px = first
+    width_px, height_px = max(width_px, left + frame_width_px), max(height_px, top + frame_height_px)
+    return Header("gif", width_px, height_px, is_animated=next(frames, None) is not None)
+
+
+def _gif_frames(data: bytes, position: int) -> Iterator[tuple[int, int, int, int]]:
+    """Left, top, width and height of the frames; those that the file is cut off in front of are left out.
+
+    Junk is passed over behind the first frame only, as many viewers do.
+    """
+    num_blocks = num_frames = 0
+    max_blocks = _max_chunks(data, _BYTES_PER_GIF_BLOCK)
+    while mark := _GIF_MARK.search(data, position) if num_frames else _GIF_MARK.match(data, position):
+        position = mark.start()
+        if data[position] == _GIF_IMAGE and position + 10 <= len(data):
+            left, top, width_px, height_px, flags = struct.unpack_from("<HHHHB", data, position + 1)
+            yield left, top, width_px, height_px
+            num_frames += 1
+            position += 11 + _gif_palette_bytes(flags)
+        elif data[position] == _GIF_EXTENSION:
+            position += 2
+        else:
+            return
+        while position < len(data) and data[position] and num_blocks <= max_blocks:
             position += 1 + data[position]
             num_blocks += 1
         position += 1
         num_blocks += 1
         if num_blocks > max_blocks:
             raise _too_fragmented("GIF")
-    if data[position] != ord(","):
-        raise MediaDecodeError("The GIF file holds no picture. Send the complete file.")
-    left, top, frame_width_px, frame_height_px = struct.unpack_from("<HHHH", data, position + 1)
-    return Header("gif", max(width_px, left + frame_width_px), max(height_px, top + frame_height_px))
 
 
 def _gif_palette_bytes(flags: int) -> int:

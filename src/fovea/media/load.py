@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from typing import NoReturn
 
 from fovea.core.errors import MediaSourceError
@@ -18,6 +19,14 @@ from fovea.media.probe import MediaLimits, Probe, check_num_bytes, probe
 from fovea.media.source import BytesSource, FileSource, MemorySource, UrlSource, parse_image
 
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a web address answered with, and how long that took."""
+
+    data: bytes
+    seconds: float
 
 
 def load_picture(value: object, limits: MediaLimits, policy: FetchPolicy | None = None) -> Picture:

@@ -92,11 +92,11 @@ def parse_image(value: object) -> ImageSource:
     if isinstance(value, Path):
         return FileSource(value)
     if isinstance(value, str):
-        raise MediaSourceError(
+        raise _wrong_kind(
             "A picture can't be given as text. Pass pathlib.Path(...) for a local file, a PIL picture, an array or the "
             "bytes of a picture; addresses go into an image_url part of a chat message."
         )
-    raise MediaSourceError(
+    raise _wrong_kind(
         f"A picture can't be made from {type(value).__name__[:40]}. Pass a PIL picture, a uint8 numpy array "
         "[height, width, 3], a uint8 torch tensor [3, height, width], bytes, or pathlib.Path."
     )
@@ -105,7 +105,7 @@ def parse_image(value: object) -> ImageSource:
 def parse_url(url: str, *, allowed_local_media_path: str, max_bytes: int) -> ImageSource:
     """Take the address of an `image_url` part: data:, http(s):// and, below the allowed folder, file://."""
     if not isinstance(url, str):
-        raise MediaSourceError(f"The url of an image_url part must be text, not {type(url).__name__[:40]}.")
+        raise _wrong_kind(f"The url of an image_url part must be text, not {type(url).__name__[:40]}.")
     match = _SCHEME.match(url)
     scheme = match[1].lower() if match else ""
     if scheme == "data":
@@ -124,7 +124,7 @@ def parse_url(url: str, *, allowed_local_media_path: str, max_bytes: int) -> Ima
 def _parse_data_url(url: str, max_bytes: int) -> BytesSource:
     comma = url.find(",", 0, _MAX_DATA_HEADER_CHARS)
     if comma < 0 or not _DATA_HEADER.fullmatch(url, len("data:"), comma):
-        raise MediaSourceError("The data URL must begin with data:image/<type>;base64, and hold base64 text.")
+        raise _bad_data_url("The data URL must begin with data:image/<type>;base64, and hold base64 text.")
     num_chars = len(url) - comma - 1
     num_bytes = num_chars * 3 // 4 - url.count("=", max(comma, len(url) - 2))
     if num_bytes > max_bytes:
@@ -135,12 +135,12 @@ def _parse_data_url(url: str, max_bytes: int) -> BytesSource:
     try:
         data = binascii.a2b_base64(url[comma + 1 :], strict_mode=True)
     except ValueError:
-        raise MediaSourceError(
+        raise _bad_data_url(
             "The data URL does not hold valid base64: only A-Z a-z 0-9 + / and padding with = are permitted, without "
             "blanks or line breaks."
         ) from None
     if not data:
-        raise MediaSourceError("The data URL holds no data.")
+        raise _bad_data_url("The data URL holds no data.")
     return BytesSource(data)
 
 
@@ -179,13 +179,13 @@ def _path_of_file_url(url: str) -> str:
 
 def _checked_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
-        raise MediaSourceError(_array_message("array", array.dtype.name, array.shape, "uint8 [height, width, 3]"))
+        raise _wrong_kind(_array_message("array", array.dtype.name, array.shape, "uint8 [height, width, 3]"))
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS):
         return np.asarray(array)
     message = _array_message("array", "uint8", array.shape, "[height, width] or [height, width, 1, 3 or 4 channels]")
     if array.ndim == 3 and array.shape[0] in _CHANNELS:
         message += " For channels first, pass array.transpose(1, 2, 0)."
-    raise MediaSourceError(message)
+    raise _wrong_kind(message)
 
 
 def _is_torch_tensor(value: object) -> bool:
@@ -196,17 +196,25 @@ def _array_from_tensor(tensor: Any) -> NDArray[np.uint8]:
     shape = tuple(int(n) for n in tensor.shape)
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype != "uint8":
-        raise MediaSourceError(_array_message("tensor", dtype, shape, "uint8 [3, height, width]"))
+        raise _wrong_kind(_array_message("tensor", dtype, shape, "uint8 [3, height, width]"))
     if len(shape) != 3 or shape[0] not in _CHANNELS:
         message = _array_message("tensor", dtype, shape, "[1, 3 or 4 channels, height, width], as torchvision has it")
         if len(shape) == 3 and shape[2] in _CHANNELS:
             message += " For channels last, pass tensor.permute(2, 0, 1), or tensor.numpy()."
-        raise MediaSourceError(message)
+        raise _wrong_kind(message)
     try:
         array: NDArray[np.uint8] = tensor.detach().cpu().numpy()
     except Exception:  # foreign code: sparse, meta and other tensors without plain data end here
-        raise MediaSourceError("The tensor has no plain data. Pass a dense uint8 tensor on cpu or cuda.") from None
+        raise _wrong_kind("The tensor has no plain data. Pass a dense uint8 tensor on cpu or cuda.") from None
     return array.transpose(1, 2, 0)
+
+
+def _wrong_kind(message: str) -> MediaSourceError:
+    return MediaSourceError(message, code="invalid_type")
+
+
+def _bad_data_url(message: str) -> MediaSourceError:
+    return MediaSourceError(message, code="invalid_data_url")
 
 
 def _array_message(kind: str, dtype: str, shape: tuple[int, ...], expected: str) -> str:

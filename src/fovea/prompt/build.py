@@ -7,7 +7,7 @@ length before one is decoded.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fovea.core.errors import PlaceholderError, PromptError
@@ -33,11 +33,11 @@ def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedP
         ids = _checked(form.token_ids, family)
         prompt = SlottedPrompt(ids, tuple(i for i, t in enumerate(ids) if t == placeholder_id))
     elif family.image_tag is None:
-        prompt = _tokenize_whole(form.pieces or (), tokenizer, placeholder_id)
+        prompt = _tokenize_whole(form, tokenizer, placeholder_id)
     else:
-        prompt = _tokenize_numbered(form.pieces or (), family.image_tag, tokenizer, placeholder_id)
+        prompt = _tokenize_numbered(form, family.image_tag, tokenizer, placeholder_id)
     if not prompt.token_ids:
-        raise PromptError("The prompt is empty.")
+        raise PromptError("The prompt is empty.", code="invalid_value")
     if len(prompt.slots) != len(form.media):
         raise PlaceholderError(
             f"The prompt has {len(prompt.slots)} places for pictures ({family.image_text(1).strip()!r}) and "
@@ -71,22 +71,26 @@ def _checked(ids: tuple[int, ...], family: Family) -> tuple[int, ...]:
     vocab_size = family.spec.decoder.vocab_size
     wrong = next((t for t in ids if not 0 <= t < vocab_size), None)
     if wrong is not None:
-        raise PromptError(f"Token id {wrong} is outside the vocabulary; permitted: 0 to {vocab_size - 1}.")
+        raise PromptError(
+            f"Token id {wrong} is outside the vocabulary; permitted: 0 to {vocab_size - 1}.",
+            code="below_min_value" if wrong < 0 else "above_max_value",
+            param="prompt",
+        )
     return ids
 
 
-def _tokenize_whole(pieces: Iterable[Piece], tokenizer: Tokenizer, placeholder_id: int) -> SlottedPrompt:
-    ids = _encode(list(pieces), tokenizer)
+def _tokenize_whole(form: PromptForm, tokenizer: Tokenizer, placeholder_id: int) -> SlottedPrompt:
+    ids = _encode(form, form.pieces or (), tokenizer)
     return SlottedPrompt(tuple(ids), tuple(i for i, t in enumerate(ids) if t == placeholder_id))
 
 
 def _tokenize_numbered(
-    pieces: Iterable[Piece], tag: re.Pattern[str], tokenizer: Tokenizer, placeholder_id: int
+    form: PromptForm, tag: re.Pattern[str], tokenizer: Tokenizer, placeholder_id: int
 ) -> SlottedPrompt:
     """Text between pictures is tokenised on its own, each with its own BOS, as Phi-3-vision's published code does."""
     segments: list[list[Piece]] = [[]]
     numbers = []
-    for piece in pieces:
+    for piece in form.pieces or ():
         texts = tag.split(piece.text) if piece.trusted else [piece.text]
         segments[-1].append(Piece(texts[0], piece.trusted))
         for number, text in zip(texts[1::2], texts[2::2], strict=True):
@@ -94,16 +98,16 @@ def _tokenize_numbered(
             segments.append([Piece(text, piece.trusted)])
     if numbers != list(range(1, len(numbers) + 1)):
         raise PlaceholderError(f"Picture tags must be numbered 1, 2, 3, ... in order; the prompt has {numbers[:8]}.")
-    ids = _encode(segments[0], tokenizer)
+    ids = _encode(form, segments[0], tokenizer)
     slots = []
     for segment in segments[1:]:
         slots.append(len(ids))
-        ids += [placeholder_id, *_encode(segment, tokenizer)]
+        ids += [placeholder_id, *_encode(form, segment, tokenizer)]
     return SlottedPrompt(tuple(ids), tuple(slots))
 
 
-def _encode(pieces: list[Piece], tokenizer: Tokenizer) -> list[int]:
-    """With the model's BOS, unless the text brings it (a chat template may)."""
+def _encode(form: PromptForm, pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[int]:
+    """With the model's BOS, unless the text brings it (a chat template may) or the request wants none."""
     first = next((piece for piece in pieces if piece.text), Piece("", True))
     brings_bos = first.trusted and tokenizer.bos_token is not None and first.text.startswith(tokenizer.bos_token)
-    return tokenizer.encode_pieces(pieces, add_special_tokens=not brings_bos)
+    return tokenizer.encode_pieces(pieces, add_special_tokens=form.add_special_tokens and not brings_bos)

@@ -8,24 +8,23 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fovea.core.errors import PromptError
 from fovea.families.base import Family
-from fovea.prompt.forms import (
-    MAX_SALT_CHARS,
-    MAX_UUID_CHARS,
-    MediaInput,
-    PromptForm,
-    checked_mapping,
-    checked_text,
-    parse_media,
-)
+from fovea.prompt.forms import MAX_SALT_CHARS, MediaInput, PromptForm, checked_mapping, checked_text
+from fovea.prompt.image_parts import IMAGE_PARTS, TEXT_PARTS, PartReader
 from fovea.prompt.pieces import Piece
 from fovea.prompt.template import ChatTemplate
 
-IMAGE_PARTS = ("image_url", "input_image", "image_pil", "image", "image_embeds")
-TEXT_PARTS = ("text", "input_text")
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A message with its content taken apart; `rest` is what else it has."""
+
+    parts: tuple[str | MediaInput, ...]
+    rest: Mapping[str, Any]
 
 
 def build_chat(
@@ -38,26 +37,39 @@ def build_chat(
     template_kwargs: Mapping[str, Any] | None = None,
     processor_kwargs: Mapping[str, Any] | None = None,
     salt: str = "",
+    allow_embeds: bool = True,
+    from_json: bool = False,
 ) -> PromptForm:
-    """Raises PromptError for messages or parts of unknown form."""
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise PromptError("messages must be a list with at least one message.")
+    """Raises PromptError or MediaError for messages or parts of unknown form.
+
+    from_json: the messages came as text, so parts that hold Python objects are refused.
+    """
+    read = _read_messages(messages, PartReader(allow_embeds=allow_embeds, from_json=from_json))
     marks = _Marks(family)
     as_parts = template.content_format == "openai"
-    media: list[MediaInput] = []
-    plain = [_plain_message(message, media, marks, as_parts=as_parts) for message in messages]
     pieces = template.render_pieces(
-        plain,
+        [_plain_message(message, marks, as_parts=as_parts) for message in read],
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
         variables=checked_mapping(template_kwargs, "chat_template_kwargs"),
     )
     return PromptForm(
         pieces=tuple(part for piece in pieces for part in marks.resolve(piece)),
-        media=tuple(media),
+        media=_media_of(read),
         processor_kwargs=checked_mapping(processor_kwargs, "mm_processor_kwargs"),
         salt=checked_text(salt, "cache_salt", MAX_SALT_CHARS),
     )
+
+
+def chat_media(
+    messages: Sequence[Mapping[str, Any]], *, allow_embeds: bool = True, from_json: bool = False
+) -> list[MediaInput]:
+    """The pictures of the messages in order, checked as `build_chat` does, which will cost more.
+
+    The value of embeddings that came as text is that text still.
+    """
+    reader = PartReader(allow_embeds=allow_embeds, from_json=from_json, parse_embeds=False)
+    return list(_media_of(_read_messages(messages, reader)))
 
 
 class _Marks:
@@ -81,61 +93,68 @@ class _Marks:
         return [part for part in pieces if part.text]
 
 
-def _plain_message(
-    message: Mapping[str, Any], media: list[MediaInput], marks: _Marks, *, as_parts: bool
-) -> dict[str, Any]:
-    """The message as the template wants it, its media appended to `media`."""
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise PromptError("A message must be a dict with 'role' and 'content'.")
+def _read_messages(messages: Sequence[Mapping[str, Any]], reader: PartReader) -> list[_Message]:
+    if not isinstance(messages, (list, tuple)):
+        raise PromptError("messages must be a list with at least one message.", code="invalid_type", param="messages")
+    if not messages:
+        raise PromptError("messages must be a list with at least one message.", code="invalid_value", param="messages")
+    return [_read_message(message, reader, f"messages.{i}") for i, message in enumerate(messages)]
+
+
+def _read_message(message: Mapping[str, Any], reader: PartReader, place: str) -> _Message:
+    if not isinstance(message, Mapping):
+        raise PromptError("A message must be a dict with 'role' and 'content'.", code="invalid_type", param=place)
+    role = message.get("role")
+    if not isinstance(role, str):
+        code = "missing_required_parameter" if role is None else "invalid_type"
+        raise PromptError("A message must be a dict with 'role' and 'content'.", code=code, param=f"{place}.role")
     content = message.get("content", "")
-    parts = [content] if isinstance(content, str) else content
-    if not isinstance(parts, (list, tuple)):
-        raise PromptError(f"A message's content is text or a list of parts, not {type(content).__name__}.")
-    rendered: list[dict[str, str]] = []
-    for part in parts:
-        item = _plain_part(part)
-        if isinstance(item, str):
-            rendered.append({"type": "text", "text": item})
-        else:
-            media.append(item)
-            rendered.append({"type": "image"})
     rest = {key: value for key, value in message.items() if key != "content"}
-    if as_parts:
-        return {**rest, "content": rendered}
-    return {**rest, "content": "".join(p["text"] if p["type"] == "text" else marks.next() for p in rendered)}
+    if isinstance(content, str):
+        return _Message((content,), rest)
+    if not isinstance(content, (list, tuple)):
+        raise PromptError(
+            f"A message's content is text or a list of parts, not {type(content).__name__}.",
+            code="invalid_type",
+            param=f"{place}.content",
+        )
+    return _Message(tuple(_read_part(part, reader, f"{place}.content.{j}") for j, part in enumerate(content)), rest)
 
 
-def _plain_part(part: object) -> str | MediaInput:
+def _read_part(part: object, reader: PartReader, place: str) -> str | MediaInput:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
-        raise PromptError(f"A content part is text or a dict, not {type(part).__name__}.")
+        raise PromptError(
+            f"A content part is text or a dict, not {type(part).__name__}.", code="invalid_type", param=place
+        )
     kind = part.get("type") or next((k for k in (*TEXT_PARTS, *IMAGE_PARTS) if k in part), None)
     if kind in TEXT_PARTS:
         text = part.get("text")
         if not isinstance(text, str):
-            raise PromptError("A text part needs 'text'.")
+            code = "missing_required_parameter" if text is None else "invalid_type"
+            raise PromptError("A text part needs 'text'.", code=code, param=f"{place}.text")
         return text
     if kind not in IMAGE_PARTS:
         known = ", ".join((*TEXT_PARTS, *IMAGE_PARTS))
-        raise PromptError(f"Unknown content part {str(kind)[:40]!r}; known: {known}.")
-    return _image_part(kind, part)
+        name = repr(kind[:40]) if isinstance(kind, str) else f"of a type that is a {type(kind).__name__}"
+        raise PromptError(
+            f"Unknown content part {name}; known: {known}.",
+            code="unsupported_value",
+            param=f"{place}.type",
+        )
+    return reader.read(kind, part, place)
 
 
-def _image_part(kind: str, part: Mapping[str, Any]) -> MediaInput:
-    uuid = part.get("uuid") or ""
-    if not isinstance(uuid, str) or len(uuid) > MAX_UUID_CHARS:
-        raise PromptError(f"A part's uuid must be text of at most {MAX_UUID_CHARS} characters.")
-    if kind in ("image_url", "input_image"):
-        url = part.get("image_url")
-        url = url.get("url") if isinstance(url, Mapping) else url
-        if not isinstance(url, str):
-            raise PromptError('An image_url part needs {"url": "..."}.')
-        return MediaInput("url", url, uuid)
-    value = part.get(kind)
-    if value is None:
-        raise PromptError(f"A part of type {kind} needs {kind!r}.")
-    inputs = parse_media({"image": value})
-    if len(inputs) != 1:
-        raise PromptError(f"A part of type {kind} holds one picture, not {len(inputs)}; use one part for each.")
-    return MediaInput(inputs[0].kind, inputs[0].value, uuid, inputs[0].grid)
+def _media_of(messages: Sequence[_Message]) -> tuple[MediaInput, ...]:
+    return tuple(part for message in messages for part in message.parts if isinstance(part, MediaInput))
+
+
+def _plain_message(message: _Message, marks: _Marks, *, as_parts: bool) -> dict[str, Any]:
+    """The message as the template wants it."""
+    content: str | list[dict[str, str]]
+    if as_parts:
+        content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in message.parts]
+    else:
+        content = "".join(p if isinstance(p, str) else marks.next() for p in message.parts)
+    return {**message.rest, "content": content}

@@ -6,12 +6,13 @@ No media are opened here; values are only told apart by their kind.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fovea.core.errors import EmbeddingsError, MediaSourceError, PromptError, nearest
+from fovea.core.types import PixelBudget
 from fovea.prompt.pieces import Piece
 
 if TYPE_CHECKING:
@@ -33,12 +34,17 @@ EMBEDS_KEYS = {"image_embeds", "image_grid_thw"}
 
 @dataclass(frozen=True, slots=True)
 class MediaInput:
-    """One picture as handed in: `picture` is whatever media.source parses, `url` a URL part, `embeds` an array."""
+    """One picture as handed in: `picture` is whatever media.source parses, `url` a URL part, `embeds` an array.
+
+    `param` is its place in the request, such as "messages.0.content.1.image_url"; "" if it has none that tells more.
+    """
 
     kind: Literal["picture", "url", "embeds"]
     value: Any
     uuid: str = ""
     grid: tuple[int, int, int] | None = None
+    param: str = ""
+    budget: PixelBudget | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class PromptForm:
     media: tuple[MediaInput, ...] = ()
     processor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     salt: str = ""
+    add_special_tokens: bool = True  # the model's BOS, where the text does not bring it
 
     @property
     def text(self) -> str | None:
@@ -66,17 +73,26 @@ def parse_prompt(prompt: object) -> PromptForm:
     if isinstance(prompt, (list, tuple)):
         return PromptForm(None, _token_ids(prompt))
     if not isinstance(prompt, Mapping):
-        raise PromptError(f"A prompt is text, a list of token ids or a dict, not {type(prompt).__name__}.")
+        raise PromptError(
+            f"A prompt is text, a list of token ids or a dict, not {type(prompt).__name__}.",
+            code="invalid_type",
+            param="prompt",
+        )
     for key in prompt:
         if key not in PROMPT_KEYS:
             raise PromptError(
-                f"A prompt has no key {key!r}; known: {', '.join(PROMPT_KEYS)}.{nearest(str(key), PROMPT_KEYS)}"
+                f"A prompt has no key {key!r}; known: {', '.join(PROMPT_KEYS)}.{nearest(str(key), PROMPT_KEYS)}",
+                code="unsupported_value",
             )
     text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
     if (text is None) == (ids is None):
-        raise PromptError("A prompt dict needs either 'prompt' (text) or 'prompt_token_ids'.")
+        raise PromptError(
+            "A prompt dict needs either 'prompt' (text) or 'prompt_token_ids'.",
+            code="missing_required_parameter" if text is None else "unsupported_combination",
+            param="prompt",
+        )
     if text is not None and not isinstance(text, str):
-        raise PromptError(f"'prompt' must be text, not {type(text).__name__}.")
+        raise PromptError(f"'prompt' must be text, not {type(text).__name__}.", code="invalid_type", param="prompt")
     return PromptForm(
         pieces=None if text is None else (Piece(text, True),),
         token_ids=None if ids is None else _token_ids(ids),
@@ -91,7 +107,9 @@ def parse_media(data: object) -> tuple[MediaInput, ...]:
     for kind in checked_mapping(data, "multi_modal_data"):
         if kind != "image":
             raise MediaSourceError(
-                f"multi_modal_data has {kind!r}; only 'image' is supported. Give a video's frames as several images."
+                f"multi_modal_data has {kind!r}; only 'image' is supported. Give a video's frames as several images.",
+                code="unsupported_value",
+                param="multi_modal_data",
             )
     value = checked_mapping(data, "multi_modal_data").get("image")
     if value is None:
@@ -177,7 +195,7 @@ def _is_float_array(value: object) -> bool:
 
 def _token_ids(values: Sequence[object]) -> tuple[int, ...]:
     if not isinstance(values, (list, tuple)) or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
-        raise PromptError("Token ids must be a list of whole numbers.")
+        raise PromptError("Token ids must be a list of whole numbers.", code="invalid_type", param="prompt")
     return tuple(v for v in values if isinstance(v, int))
 
 
@@ -187,28 +205,38 @@ def _with_uuids(media: tuple[MediaInput, ...], uuids: object) -> tuple[MediaInpu
     values = checked_mapping(uuids, "multi_modal_uuids").get("image")
     listed = values if isinstance(values, (list, tuple)) else [values]
     if len(listed) != len(media):
-        raise MediaSourceError(f"multi_modal_uuids has {len(listed)} entries for {len(media)} images.")
+        raise MediaSourceError(
+            f"multi_modal_uuids has {len(listed)} entries for {len(media)} images.",
+            code="invalid_value",
+            param="multi_modal_uuids",
+        )
     names = [checked_text(name, "multi_modal_uuids", MAX_UUID_CHARS) for name in listed]
-    return tuple(MediaInput(m.kind, m.value, name, m.grid) for m, name in zip(media, names, strict=True))
+    return tuple(replace(one, uuid=name) for one, name in zip(media, names, strict=True))
 
 
 def checked_mapping(value: object, name: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise PromptError(f"{name} must be a dict, not {type(value).__name__}.")
+        raise PromptError(f"{name} must be a dict, not {type(value).__name__}.", code="invalid_type", param=name)
     return value
 
 
 def checked_text(value: object, name: str, limit: int) -> str:
     if value is None:
         return ""
-    if not isinstance(value, str) or len(value) > limit or not _is_unicode(value):
-        raise PromptError(f"{name} must be valid text of at most {limit} characters.")
-    return value
+    if not isinstance(value, str):
+        code = "invalid_type"
+    elif len(value) > limit:
+        code = "string_too_long"
+    elif not is_unicode(value):
+        code = "invalid_value"
+    else:
+        return value
+    raise PromptError(f"{name} must be valid text of at most {limit} characters.", code=code, param=name)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """False for halves of surrogate pairs."""
     try:
         text.encode()

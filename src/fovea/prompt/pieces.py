@@ -31,11 +31,19 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     chat = []
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise PromptError(f"Message {number} must be a mapping with role and content.")
+            raise PromptError(
+                f"Message {number} must be a mapping with role and content.",
+                code="invalid_type",
+                param=f"messages.{number}",
+            )
         plain = {key: value for key, value in plain_data(message, MAX_DEPTH).items() if value is not None}
         role = plain.get("role")
         if not isinstance(role, str) or not _ROLE.fullmatch(role):
-            raise PromptError(f"Message {number} needs a role made of letters, such as user or assistant.")
+            raise PromptError(
+                f"Message {number} needs a role made of letters, such as user or assistant.",
+                code="invalid_value",
+                param=f"messages.{number}.role",
+            )
         reasoning = next((plain[name] for name in _REASONING if name in plain), None)
         if reasoning is not None:
             plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
@@ -46,7 +54,9 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 def plain_data(value: Any, depth: int) -> Any:
     """Rebuilt from exact JSON types, so that a template never meets a method we do not know."""
     if depth == 0:
-        raise PromptError(f"Messages and template variables may be nested at most {MAX_DEPTH} deep.")
+        raise PromptError(
+            f"Messages and template variables may be nested at most {MAX_DEPTH} deep.", code="invalid_value"
+        )
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -95,7 +105,11 @@ def replace_texts(chat: list[dict[str, Any]], texts: Mapping[Place, str]) -> lis
 def with_tag(chat: list[dict[str, Any]], tag: str) -> list[dict[str, Any]]:
     last = [place for place in texts_of(chat) if place[0] == len(chat) - 1]
     if not last:
-        raise PromptError("continue_final_message: the final message has no text to continue.")
+        raise PromptError(
+            "continue_final_message: the final message has no text to continue.",
+            code="invalid_value",
+            param="continue_final_message",
+        )
     return replace_texts(chat, {last[-1]: texts_of(chat)[last[-1]] + tag})
 
 

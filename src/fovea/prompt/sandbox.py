@@ -61,9 +61,13 @@ class _Budget:
     def pay(self, chars: int) -> None:
         self._left -= chars
         if self._left < 0:
-            raise PromptError(f"The chat template makes more than {MAX_WORK_CHARS} characters on the way (the limit).")
+            raise _over(f"The chat template makes more than {MAX_WORK_CHARS} characters on the way (the limit).")
         if time.monotonic() > self._deadline:
-            raise PromptError(f"The chat template took longer than {self._timeout_s:g} s (the limit).")
+            raise _over(f"The chat template took longer than {self._timeout_s:g} s (the limit).")
+
+
+def _over(message: str) -> PromptError:
+    return PromptError(message, code="chat_template_error")
 
 
 class _Generation(Extension):
@@ -226,9 +230,7 @@ def _size(value: Any, left: int = MAX_OUTPUT_CHARS) -> int:
         if isinstance(value, dict):
             total += _size(value[item], left - total)
         if total > left:
-            raise PromptError(
-                f"The chat template prints a list of more than {MAX_OUTPUT_CHARS} characters (the limit)."
-            )
+            raise _over(f"The chat template prints a list of more than {MAX_OUTPUT_CHARS} characters (the limit).")
     return total
 
 
@@ -244,7 +246,7 @@ def _binop_size(operator: str, left: Any, right: Any) -> int:
     if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
         bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
         if bits > MAX_POWER_BITS:
-            raise PromptError(f"The chat template makes a number of more than {MAX_POWER_BITS} bits (the limit).")
+            raise _over(f"The chat template makes a number of more than {MAX_POWER_BITS} bits (the limit).")
     return 1
 
 
@@ -252,14 +254,14 @@ def _call_size(name: str, subject: Any, args: tuple[Any, ...]) -> int:
     """An upper bound of the characters a method or filter makes, before it makes them."""
     for value in args:
         if isinstance(value, int) and abs(value) > MAX_ARGUMENT:
-            raise PromptError(f"The chat template passes the number {value} to {name[:32]}; limit {MAX_ARGUMENT}.")
+            raise _over(f"The chat template passes the number {value} to {name[:32]}; limit {MAX_ARGUMENT}.")
     if not _MULTIPLIERS.fullmatch(name):
         return 1
     if name == "replace" and isinstance(subject, str) and len(args) > 1 and all(isinstance(a, str) for a in args[:2]):
         return len(subject) + subject.count(args[0]) * len(args[1])
     if name in ("format", "format_map") and isinstance(subject, str):
         if _WIDE.search(subject):
-            raise PromptError("The chat template has a format string with a wide or computed field.")
+            raise _over("The chat template has a format string with a wide or computed field.")
         return len(subject) + (subject.count("{") + subject.count("%")) * _size(args)
     items = len(subject) if isinstance(subject, (list, tuple, dict, str)) else 1
     widest = max((value if isinstance(value, int) else _size(value) for value in args), default=1)
@@ -279,7 +281,7 @@ def _raise_exception(message: object) -> None:
 
 def _strftime_now(format: str) -> str:
     if len(format) > 100 or _WIDE.search(format):
-        raise PromptError("The chat template asks for the date in a format that is too long.")
+        raise _over("The chat template asks for the date in a format that is too long.")
     return datetime.now().strftime(format)
 
 

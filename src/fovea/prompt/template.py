@@ -141,21 +141,36 @@ class ChatTemplate:
             raise PromptError(
                 "This model has no chat template, so messages cannot be turned into a prompt. Give one with the option "
                 "chat_template (a path or the Jinja text; the model's card or its instruct variant usually has it), or "
-                "send a prompt instead of messages."
+                "send a prompt instead of messages.",
+                code="chat_template_error",
             )
         if not chat:
-            raise PromptError("The list of messages is empty; send at least one.")
+            raise PromptError(
+                "The list of messages is empty; send at least one.", code="invalid_value", param="messages"
+            )
         if continue_final and add_generation_prompt:
-            raise PromptError("continue_final_message needs add_generation_prompt=False; the two exclude each other.")
+            raise PromptError(
+                "continue_final_message needs add_generation_prompt=False; the two exclude each other.",
+                code="unsupported_combination",
+                param="continue_final_message",
+            )
 
     def _check_variables(self, variables: Mapping[str, Any] | None) -> dict[str, Any]:
         plain = plain_data(dict(variables or {}), MAX_DEPTH)
         for name in plain:
             if not name.isidentifier() or name in self._tokens or _RESERVED.fullmatch(name):
-                raise PromptError(f"The chat template variable {name[:64]!r} is reserved; choose another name.")
+                raise PromptError(
+                    f"The chat template variable {name[:64]!r} is reserved; choose another name.",
+                    code="unsupported_value",
+                    param="chat_template_kwargs",
+                )
         size = sum(map(len, strings_of(plain)))
         if size > MAX_VARIABLES_CHARS:
-            raise PromptError(f"The chat template variables have {size} characters; limit {MAX_VARIABLES_CHARS}.")
+            raise PromptError(
+                f"The chat template variables have {size} characters; limit {MAX_VARIABLES_CHARS}.",
+                code="string_too_long",
+                param="chat_template_kwargs",
+            )
         return dict(plain)
 
     def _render(
@@ -167,7 +182,9 @@ class ChatTemplate:
         text = self._run(with_tag(chat, tag), add_generation_prompt, extra)
         place = text.rfind(tag.strip())
         if place < 0:
-            raise PromptError("The chat template leaves out the final message, so it cannot be continued.")
+            raise PromptError(
+                "The chat template leaves out the final message, so it cannot be continued.", code="chat_template_error"
+            )
         # The blank after the tag is gone where the template trims texts; then the blanks before it go too.
         return text[:place] if text[place:].startswith(tag) else text[:place].rstrip()
 
@@ -182,17 +199,23 @@ class ChatTemplate:
                 for chunk in self._template.generate(values):
                     size += len(chunk)
                     if size > MAX_OUTPUT_CHARS:
-                        raise PromptError(f"The chat template made over {MAX_OUTPUT_CHARS} characters (the limit).")
+                        raise PromptError(
+                            f"The chat template made over {MAX_OUTPUT_CHARS} characters (the limit).",
+                            code="chat_template_error",
+                        )
                     chunks.append(chunk)
             except PromptError:
                 raise
             except RefusedByTemplate as error:
-                raise PromptError(f"The model's chat template refuses these messages: {error.reason!r}") from None
+                raise PromptError(
+                    f"The model's chat template refuses these messages: {error.reason!r}", code="chat_template_error"
+                ) from None
             except Exception as error:
                 # Protects the request from whatever a template does; its text is not ours to repeat.
                 kind = type(error).__name__
                 raise PromptError(
-                    f"The chat template failed ({kind}). Check the messages' roles and content."
+                    f"The chat template failed ({kind}). Check the messages' roles and content.",
+                    code="chat_template_error",
                 ) from error
         return "".join(chunks)
 
@@ -201,7 +224,9 @@ class ChatTemplate:
         if found:
             raise PromptError(
                 f"The request spells the special token {found.group()!r} where the chat template rearranges its text, "
-                "so it cannot be kept apart from the template's own. Remove it."
+                "so it cannot be kept apart from the template's own. Remove it.",
+                code="invalid_value",
+                param="messages",
             )
 
 

@@ -305,7 +305,8 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise PromptError(
-            f"The text has half of a surrogate pair (character {error.start}), which is not valid Unicode. Remove it."
+            f"The text has half of a surrogate pair (character {error.start}), which is not valid Unicode. Remove it.",
+            code="invalid_value",
         ) from None
 
 

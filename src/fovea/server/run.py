@@ -26,6 +26,7 @@ from fovea.server.service import Service
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DRAIN_CHECK_S = 0.05
+LISTEN_CHECK_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,13 @@ class _Server:
         names = self._config.served_model_name or (self._config.model or EMBEDDED_MODEL,)
         metrics = Metrics(self._config, names[0])
         admission = Admission(self._config)
-        pool = PreparePool(self._config)
+        pool = PreparePool(self._config, faults=self._faults)
         engine = Supervisor(
             self._config, faults=self._faults, show_progress=self._show_progress, on_stats=metrics.set_engine
         )
+        metrics.watch(admission)
+        pool.on_replaced = metrics.worker_replaced
+        engine.on_restart = metrics.engine_restarted
         service = Service(self._config, names, self._tokenizer, pool, engine, admission)
         http = Serve(wrap(build_app(service, self._config, metrics), self._config, metrics), self._config)
         serving = loop.create_task(http.serve())
@@ -104,6 +108,9 @@ class _Server:
 
     async def _start(self, pool: PreparePool, engine: Supervisor, http: Serve, name: str) -> None:
         """Both kinds of process at once; a mistake in either ends the start."""
+        while not http.is_listening:
+            await asyncio.sleep(LISTEN_CHECK_S)
+        logger.info("listening on %s; the model is being loaded", self._url(http))
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(pool.start())

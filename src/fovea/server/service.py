@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, TypeVar
 
-from fovea.core.errors import DeadlineError, MediaLimitError
+from fovea.core.errors import DeadlineError, MediaError, MediaLimitError, PromptError
 from fovea.core.server_config import ServerConfig
 from fovea.core.types import Delta, EngineTimings, MediaReport, MediaSpan, RequestOutput
 from fovea.ipc.blob import write_blob
@@ -54,6 +55,7 @@ class Service:
         self._engine = engine
         self._admission = admission
         self._fetch_policy = FetchPolicy.from_config(config)
+        self._numbers = itertools.count()
 
     @property
     def max_model_len(self) -> int:
@@ -71,10 +73,9 @@ class Service:
 
     async def answer(self, ask: Ask) -> RequestOutput:
         async with contextlib.aclosing(self._run(ask, live=False)) as events:
-            async for event in events:
-                if isinstance(event, RequestOutput):
-                    return event
-        raise AssertionError("a request ended without an output")
+            answers = [event async for event in events if isinstance(event, RequestOutput)]
+        assert answers, "a request ends with an output or an error"
+        return answers[-1]
 
     async def stream(self, ask: Ask) -> AsyncGenerator[Delta | RequestOutput, None]:
         async with contextlib.aclosing(self._run(ask, live=True)) as events:
@@ -95,6 +96,13 @@ class Service:
         return Counted(ids_from_wire(message.token_ids), spans, _reports(message.reports))
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
+        wrong = next((token for token in token_ids if not 0 <= token < self._tokenizer.vocab_size), None)
+        if wrong is not None:
+            raise PromptError(
+                f"tokens has {wrong}; permitted: 0 to {self._tokenizer.vocab_size - 1}.",
+                code="below_min_value" if wrong < 0 else "above_max_value",
+                param="tokens",
+            )
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
 
     async def _run(self, ask: Ask, *, live: bool) -> AsyncGenerator[Delta | RequestOutput, None]:
@@ -114,6 +122,8 @@ class Service:
             collector = Collector(prepared, self._tokenizer, self._stop, live=live)
             self._engine.submit(flight)
             try:
+                if live:
+                    yield collector.output()
                 while not collector.finished:
                     for token in await _until(deadline, flight.take()):
                         seat.started()
@@ -145,14 +155,21 @@ class Service:
                 code="too_many_media_items",
                 param="messages",
             )
-        urls = dict.fromkeys(m.value for m in media if m.kind == "url" and m.value[:5].lower().startswith("http"))
+        urls: dict[str, str] = {}  # with the place of the first picture of each
+        for m in media:
+            if m.kind == "url" and m.value[:5].lower().startswith("http"):
+                urls.setdefault(m.value, m.param)
         total_bytes = 0
         fetched: dict[str, Fetched] = {}
 
         async def fetch_one(url: str) -> None:
             nonlocal total_bytes
             started = time.perf_counter()
-            data = await fetch(url, self._fetch_policy)
+            try:
+                data = await fetch(url, self._fetch_policy)
+            except MediaError as error:
+                error.param = error.param or urls[url] or None
+                raise
             total_bytes += len(data)
             seat.add_media_bytes(len(data))
             if total_bytes > self.config.max_request_media_bytes:
@@ -181,7 +198,7 @@ class Service:
             places.append(FetchedWire(url, offset, len(item.data), item.seconds))
             offset += len(item.data)
         return Task(
-            request_id=ask.request_id,
+            request_id=str(next(self._numbers)),  # ours: what a client calls its request is no identity
             arrived=arrived,
             max_model_len=self.max_model_len,
             params=params_to_wire(ask.params),

@@ -1,105 +1,30 @@
-"""The one door: a form becomes a request, judged before it costs; tokens become an answer."""
+"""Tokens become an answer: text and its pieces, stop strings, log-probabilities, metrics."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from fovea import pipeline
-from fovea.core.errors import MediaLimitError, RequestFailedError
-from fovea.core.params import SamplingParams
-from fovea.core.types import EngineTimings, Logprob, TokenOutput
+from fovea.core.errors import RequestFailedError
+from fovea.core.types import Delta, EngineTimings, Logprob, TokenOutput
 from fovea.llm import LLM
-from fovea.pipeline import Collector, Prepared
-from fovea.prompt.forms import parse_prompt
-from tests.bad_input.harness import image
+from fovea.pipeline.collector import Collector
 from tests.oracle.checkpoints import CASES
-from tests.parity.support import FAMILIES, Engines, question
+from tests.parity.support import Engines, question
+from tests.pipeline.support import prepare
 
 TIMINGS = EngineTimings(0.1, 0.2, 0.3, 0.6, 1.0, 2)
+FIRST_TIMINGS = replace(TIMINGS, decode_s=0.0)
 
 
 @pytest.fixture
 def llm(engines: Engines) -> LLM:
     return engines.get("llava")
-
-
-def prepare(llm: LLM, prompt: object, **params: Any) -> Prepared:
-    return llm._preparer.prepare(parse_prompt(prompt), SamplingParams(**params), "r", time.perf_counter())
-
-
-# ------------------------------------------------------------------------------------------------------ Preparer
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_spans_and_media_belong_together(engines: Engines, family: str) -> None:
-    llm = engines.get(family)
-    request = prepare(llm, question(CASES[family][1])).request
-    placeholder = llm.get_tokenizer().token_id(llm.family.placeholder)
-    assert len(request.spans) == len(request.media) == 3
-    for span, item in zip(request.spans, request.media, strict=True):
-        assert span.length == item.num_tokens
-        assert set(request.token_ids[span.start : span.end]) == {placeholder}
-        assert item.canvas is not None
-        assert len(item.key) == 32
-    assert request.token_ids.count(placeholder or -1) == sum(span.length for span in request.spans)
-    assert (request.positions is None) == (family != "qwen2_vl")
-
-
-def test_the_key_of_a_picture_covers_all_that_changes_its_rows(engines: Engines) -> None:
-    llm = engines.get("qwen2_vl")
-    prompt = {"prompt": CASES["qwen2_vl"][0].prompt, "multi_modal_data": {"image": image()}}
-    changed: list[dict[str, Any]] = [
-        {},
-        {"multi_modal_data": {"image": image(2)}},
-        {"cache_salt": "a"},
-        {"cache_salt": "b"},
-        {"multi_modal_uuids": {"image": ["a"]}},
-        {"mm_processor_kwargs": {"max_pixels": 784 * 4}},
-    ]
-    keys = [prepare(llm, {**prompt, **change}).request.media[0].key for change in changed]
-    assert len(set(keys)) == len(keys)
-    assert prepare(llm, prompt).request.media[0].key == keys[0]
-
-
-def test_the_version_of_a_family_is_part_of_the_key(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = prepare(llm, question(CASES["llava"][0])).request.media[0].key
-    monkeypatch.setattr(type(llm.family), "version", 2)
-    assert prepare(llm, question(CASES["llava"][0])).request.media[0].key != before
-
-
-def test_nothing_is_decoded_before_all_is_judged(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last of three pictures is over a limit: the first two were not decoded."""
-    llm = engines.get("llava", max_image_pixels=10_000)
-    monkeypatch.setattr(pipeline, "decode", lambda *_: pytest.fail("a picture was decoded"))
-    prompt = {"prompt": "<image><image><image>", "multi_modal_data": {"image": [image(), image(), image(1, 200, 200)]}}
-    with pytest.raises(MediaLimitError, match="200 x 200"):
-        prepare(llm, prompt)
-
-
-def test_stop_ids_are_the_model_s_and_the_request_s(llm: LLM) -> None:
-    assert prepare(llm, "a").request.stop_token_ids == {2}
-    assert prepare(llm, "a", stop_token_ids=[7]).request.stop_token_ids == {2, 7}
-    assert prepare(llm, "a", stop_token_ids=[7], ignore_eos=True).request.stop_token_ids == {7}
-
-
-def test_bad_words_are_banned_at_the_start_and_after_a_space(engines: Engines) -> None:
-    tokenizer = engines.get("qwen2_vl").get_tokenizer()
-    words = prepare(engines.get("qwen2_vl"), "a", bad_words=["river", " sea"]).request.bad_words
-    assert {tokenizer.decode(list(word)) for word in words} == {"river", " river", " sea"}
-
-
-def test_importing_the_pipeline_leaves_torch_out() -> None:
-    """A server's front plans requests without an engine."""
-    code = "import sys, fovea.pipeline; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-# ------------------------------------------------------------------------------------------------------ Collector
 
 
 class Stops:
@@ -203,3 +128,83 @@ def test_hits_are_told_picture_by_picture(llm: LLM) -> None:
     made.add(token(5, last=True, media_hits=(True, False, True), num_cached_tokens=16))
     assert [report.cache_hit for report in made.output().media] == [True, False, True]
     assert made.output().num_cached_tokens == 16
+
+
+# ---------------------------------------------------------------------------------------------------------- deltas
+
+
+def joined(deltas: list[Delta], index: int = 0) -> str:
+    return "".join(delta.text for delta in deltas if delta.index == index)
+
+
+@pytest.mark.parametrize("live", [True, False])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ids=st.lists(st.integers(0, 330), min_size=1, max_size=24), cuts=st.sets(st.integers(0, 24)), stop=st.booleans())
+def test_the_texts_of_the_deltas_joined_are_the_text(
+    live: bool, ids: list[int], cuts: set[int], stop: bool, engines: Engines
+) -> None:
+    llm = engines.get("llava")
+    made = collector(llm, live=live, stop=["er s", "ea"] if stop else None)
+    deltas: list[Delta] = []
+    for i, token_id in enumerate(ids):
+        made.add(token(token_id, last=i == len(ids) - 1))
+        if i in cuts:
+            deltas += made.deltas()
+    deltas += made.deltas()
+    (completion,) = made.output().outputs
+    assert joined(deltas) == completion.text
+    assert tuple(t for delta in deltas for t in delta.token_ids) == completion.token_ids
+    assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == (completion.finish_reason, completion.stop_reason)
+    assert all(delta.finish_reason is None for delta in deltas[:-1])
+    assert made.deltas() == []
+
+
+def test_each_delta_is_about_one_completion_with_news(llm: LLM) -> None:
+    made = collector(llm, live=True, n=3)
+    for index in (2, 0, 2):
+        made.add(token(word(llm, "sea"), index=index))
+    assert [(d.index, d.text, len(d.token_ids)) for d in made.deltas()] == [(2, " sea sea", 2), (0, " sea", 1)]
+    assert made.deltas() == []
+
+
+def test_deltas_hold_the_log_probabilities_of_their_tokens(llm: LLM) -> None:
+    made = collector(llm, live=True, logprobs=0)
+    ids = [word(llm, text) for text in ("river", "sea", "day")]
+    seen = []
+    for i, token_id in enumerate(ids):
+        made.add(token(token_id, last=i == 2, logprobs={token_id: Logprob(-float(i), 1)}))
+        seen += made.deltas()
+    assert [list(entry) for delta in seen for entry in delta.logprobs or []] == [[i] for i in ids]
+    assert collector(llm, live=True).deltas() == []
+
+
+def test_text_held_for_a_stop_string_is_given_when_the_request_is_cut_off(llm: LLM) -> None:
+    made = collector(llm, live=True, stop=["sea shell"])
+    made.add(token(word(llm, "sea")))
+    made.add(TokenOutput("r", 0, None, finish_reason="abort", timings=TIMINGS))
+    assert joined(made.deltas()) == made.output().outputs[0].text == " sea"
+
+
+# --------------------------------------------------------------------------------------------------------- metrics
+
+
+def test_timings_may_come_with_the_first_token_alone(llm: LLM) -> None:
+    """The engine is elsewhere: what it would have said at the end is worked out from the clock here."""
+    made = Collector(prepare(llm, "tell", stop=["day"]), llm.get_tokenizer(), lambda *_: None, live=True)
+    made.add(token(word(llm, "sea"), timings=FIRST_TIMINGS))
+    time.sleep(0.02)
+    made.add(token(word(llm, "day")))
+    metrics = made.output().metrics
+    assert metrics is not None
+    assert (metrics.queue_s, metrics.prefill_s, metrics.num_preemptions) == (0.1, 0.3, 2)
+    assert 0.02 <= metrics.decode_s <= metrics.total_s
+
+
+def test_the_metrics_of_a_finished_answer_stand_still(llm: LLM) -> None:
+    made = collector(llm)
+    made.add(token(word(llm, "sea"), last=True))
+    before = made.output().metrics
+    time.sleep(0.01)
+    assert made.output().metrics == before
+    assert before is not None
+    assert 0 < before.prompt_s < before.ttft_s <= before.total_s

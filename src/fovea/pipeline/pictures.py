@@ -1,0 +1,232 @@
+"""The pictures of one request: opened and judged from their headers, all of them, then decoded.
+
+Contract: `open` decodes nothing and refuses whatever is over a limit, of one picture or of all together; `make` decodes
+what `open` let through. Errors say which picture they are about. Nothing is kept between requests.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fovea.core.config import EngineConfig
+from fovea.core.errors import EmbeddingsError, MediaError, MediaSourceError
+from fovea.core.types import ImagePlan, MediaItem, MediaReport
+from fovea.families.base import Family
+from fovea.media.decode import decode
+from fovea.media.digest import array_digest, media_key
+from fovea.media.fetch import FetchPolicy
+from fovea.media.load import Fetched, open_source
+from fovea.media.probe import MediaLimits, Probe, check_num_bytes, check_request, probe
+from fovea.media.source import BytesSource, MemorySource, UrlSource, parse_image, parse_url
+from fovea.media.transform import apply_plan
+from fovea.prompt.forms import MediaInput
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A picture whose size is known and planned for, not decoded yet; or embeddings, which have no source."""
+
+    media: MediaInput
+    source: MemorySource | None
+    probe: Probe | None
+    plan: ImagePlan | None
+    num_tokens: int
+    grid: tuple[int, int, int]
+    num_bytes: int
+    fetch_s: float = 0.0
+
+    @property
+    def num_pixels(self) -> int:
+        return 0 if self.probe is None else self.probe.width_px * self.probe.height_px
+
+
+@dataclass(slots=True)
+class _Job:
+    """One source of a request, which may stand in several places: decoded once, resized once for each plan."""
+
+    number: int
+    media: MediaInput
+    source: MemorySource
+    plans: dict[ImagePlan, None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Done:
+    digest: bytes
+    canvases: dict[ImagePlan, tuple[NDArray[np.uint8], float]]
+    decode_s: float
+
+
+class Pictures:
+    """Safe in threads. The threads of its own start with the first request that needs them."""
+
+    def __init__(self, config: EngineConfig, family: Family, num_threads: int) -> None:
+        self._family = family
+        self._num_threads = num_threads
+        self._limits = MediaLimits.from_config(config)
+        self._fetch_policy = FetchPolicy.from_config(config)
+        self._local_folder = config.allowed_local_media_path
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_pid = 0
+
+    def open(
+        self, media: Sequence[MediaInput], options: Mapping[str, Any], fetched: Mapping[str, Fetched] | None
+    ) -> list[Opened]:
+        """`fetched`: what web addresses gave; if it is given, nothing is dialled here."""
+        known: dict[str, MemorySource] = {}
+        opened: list[Opened] = []
+        num_bytes = num_pixels = 0
+        for number, one in enumerate(media, 1):
+            with _named(one, number, len(media)):
+                picture = self._open(one, options, known, fetched)
+                num_bytes += picture.num_bytes
+                num_pixels += picture.num_pixels
+                check_request(num_bytes, num_pixels, self._limits)
+            opened.append(picture)
+        return opened
+
+    def make(self, opened: Sequence[Opened], salt: str) -> list[tuple[MediaItem, MediaReport]]:
+        """Decode and resize. A key covers pixels, plan, family and its version, the client's id and the salt."""
+        jobs: dict[int, _Job] = {}
+        for number, picture in enumerate(opened, 1):
+            if picture.source is not None and picture.plan is not None:
+                job = jobs.setdefault(id(picture.source), _Job(number, picture.media, picture.source))
+                job.plans[picture.plan] = None
+        done = dict(zip(jobs, self._run(list(jobs.values()), len(opened)), strict=True))
+        return [self._made(picture, done, salt) for picture in opened]
+
+    def report(self, opened: Opened, decode_s: float = 0.0, resize_s: float = 0.0) -> MediaReport:
+        """`cache_hit` is filled in when the engine tells."""
+        if opened.plan is None or opened.probe is None:
+            return MediaReport(0, 0, 0, 0, opened.num_tokens, num_bytes=opened.num_bytes)
+        rows, columns = self._family.token_grid(opened.plan)
+        return MediaReport(
+            original_width_px=opened.probe.width_px,
+            original_height_px=opened.probe.height_px,
+            width_px=opened.plan.canvas_width_px,
+            height_px=opened.plan.canvas_height_px,
+            num_tokens=opened.num_tokens,
+            token_rows=rows,
+            token_columns=columns,
+            num_bytes=opened.num_bytes,
+            fetch_s=opened.fetch_s,
+            decode_s=decode_s,
+            resize_s=resize_s,
+        )
+
+    def _open(
+        self,
+        media: MediaInput,
+        options: Mapping[str, Any],
+        known: dict[str, MemorySource],
+        fetched: Mapping[str, Fetched] | None,
+    ) -> Opened:
+        if media.kind == "embeds":
+            return self._open_embeds(media)
+        source, fetch_s = self._source(media, known, fetched)
+        size = probe(source, self._limits)
+        plan = self._family.plan_within(size.width_px, size.height_px, options, media.budget)
+        return Opened(media, source, size, plan, plan.num_tokens, plan.grid, size.num_bytes, fetch_s)
+
+    def _source(
+        self, media: MediaInput, known: dict[str, MemorySource], fetched: Mapping[str, Fetched] | None
+    ) -> tuple[MemorySource, float]:
+        """`known`: what the addresses of this request gave already; each is fetched and read once."""
+        if media.kind == "picture":
+            return open_source(parse_image(media.value), self._limits), 0.0
+        if media.value in known:
+            return known[media.value], 0.0
+        source = parse_url(media.value, allowed_local_media_path=self._local_folder, max_bytes=self._limits.max_bytes)
+        if not isinstance(source, UrlSource):
+            opened, fetch_s = open_source(source, self._limits), 0.0
+        elif fetched is None:
+            started = time.perf_counter()
+            opened = open_source(source, self._limits, self._fetch_policy)
+            fetch_s = time.perf_counter() - started
+        else:
+            opened, fetch_s = _given(source, fetched, self._limits)
+        known[media.value] = opened
+        return opened, fetch_s
+
+    def _open_embeds(self, media: MediaInput) -> Opened:
+        rows, hidden = media.value.shape
+        if hidden != self._family.spec.decoder.hidden_size:
+            raise EmbeddingsError(
+                f"The image embeddings are {hidden} wide; the model's hidden size is "
+                f"{self._family.spec.decoder.hidden_size}."
+            )
+        grid = self._family.embeds_grid(rows, media.grid)
+        if not np.isfinite(media.value).all():
+            raise EmbeddingsError("The image embeddings hold NaN or infinite values.")
+        return Opened(media, None, None, None, rows, grid, media.value.nbytes)
+
+    def _made(self, opened: Opened, done: dict[int, _Done], salt: str) -> tuple[MediaItem, MediaReport]:
+        owner = (self._family.name, self._family.version, opened.media.uuid, salt)
+        if opened.plan is None or opened.source is None:
+            key = media_key(array_digest(opened.media.value), *owner, repr(opened.grid))
+            item = MediaItem(key, opened.num_tokens, 0, opened.grid, embeds=opened.media.value)
+            return item, self.report(opened)
+        result = done[id(opened.source)]
+        key = media_key(result.digest, *owner, repr(opened.plan))
+        canvas, resize_s = result.canvases[opened.plan]
+        item = MediaItem(key, opened.num_tokens, opened.plan.num_patches, opened.grid, canvas=canvas)
+        report = self.report(opened, result.decode_s, resize_s)
+        # Whoever comes first paid for it.
+        result.decode_s, result.canvases[opened.plan] = 0.0, (canvas, 0.0)
+        return item, report
+
+    def _run(self, jobs: list[_Job], total: int) -> list[_Done]:
+        if self._num_threads == 1 or len(jobs) < 2:
+            return [_decode(job, total) for job in jobs]
+        return list(self._threads().map(_decode, jobs, [total] * len(jobs)))
+
+    def _threads(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None or self._pool_pid != os.getpid():  # threads do not survive a fork
+                self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fovea-decode")
+                self._pool_pid = os.getpid()
+            return self._pool
+
+
+def _decode(job: _Job, total: int) -> _Done:
+    with _named(job.media, job.number, total):
+        started = time.perf_counter()
+        picture = decode(job.source)
+        decode_s = time.perf_counter() - started
+        canvases = {}
+        for plan in job.plans:
+            started = time.perf_counter()
+            canvas = apply_plan(picture, plan)
+            canvases[plan] = (canvas, time.perf_counter() - started)
+    return _Done(picture.digest, canvases, decode_s)
+
+
+def _given(source: UrlSource, fetched: Mapping[str, Fetched], limits: MediaLimits) -> tuple[MemorySource, float]:
+    found = fetched.get(source.url)
+    if found is None:
+        raise MediaSourceError("The picture's address was not fetched.", code="media_fetch_failed")
+    check_num_bytes(len(found.data), limits)
+    return BytesSource(found.data), found.seconds
+
+
+@contextmanager
+def _named(media: MediaInput, number: int, total: int) -> Iterator[None]:
+    """Which picture it is, if there is more than one or a place to name."""
+    try:
+        yield
+    except MediaError as error:
+        if total == 1 and not media.param:
+            raise
+        param = error.param or media.param or None
+        raise type(error)(f"Picture {number}: {error}", code=error.code, param=param) from None

@@ -1,0 +1,218 @@
+"""A PromptForm becomes an EngineRequest.
+
+The order is the policy: count, tokenise, size, judge, then decode. Nothing is paid for before it is judged.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fovea.core.config import EngineConfig
+from fovea.core.errors import (
+    InvalidOptionError,
+    MediaError,
+    MediaLimitError,
+    PromptError,
+    PromptTooLongError,
+    SamplingError,
+)
+from fovea.core.params import SamplingParams
+from fovea.core.server_config import ServerConfig
+from fovea.core.types import EngineRequest, MediaReport, MediaSpan
+from fovea.families.base import Family
+from fovea.media.load import Fetched
+from fovea.pipeline.pictures import Pictures
+from fovea.prompt.build import SlottedPrompt, expand, placeholder_token, tokenize
+from fovea.prompt.forms import PromptForm
+from fovea.prompt.template import ChatTemplate
+from fovea.prompt.tokenizer import Tokenizer
+
+MAX_CHARS_PER_TOKEN = 256  # the longest runs of blanks in published vocabularies are half of this
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request ready for the engine, and what its answer will say about its pictures.
+
+    `prompt_s` is the time tokenising took; who rendered the chat template adds that.
+    """
+
+    request: EngineRequest
+    text: str | None
+    reports: tuple[MediaReport, ...]
+    arrived: float  # time.perf_counter
+    prompt_s: float
+    media_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A prompt as tokens, and what its pictures would become. Nothing was decoded, so nothing is timed."""
+
+    token_ids: tuple[int, ...]
+    spans: tuple[MediaSpan, ...]
+    reports: tuple[MediaReport, ...]
+
+
+class Preparer:
+    """Everything between a user's prompt and the engine. Immutable; used by many threads.
+
+    num_threads: how many pictures of one request are decoded at a time.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        family: Family,
+        folder: Path,
+        tokenizer_folder: Path,
+        max_model_len: int,
+        *,
+        num_threads: int = 1,
+    ) -> None:
+        self.family = family
+        self.tokenizer = Tokenizer.load(tokenizer_folder)
+        self.template = ChatTemplate.load(
+            folder,
+            config.chat_template,
+            tokens=self.tokenizer.special_token_strings,
+            special_tokens=self.tokenizer.special_tokens,
+        )
+        self._config = config
+        self._max_model_len = max_model_len
+        self._max_text_chars = config.max_text_chars if isinstance(config, ServerConfig) else None
+        self._options = family.check_options(config.mm_processor_kwargs)
+        self._pictures = Pictures(config, family, num_threads)
+        self._end_ids = family.stop_tokens() | self._end_ids_by_text()
+        placeholder_token(family, self.tokenizer)
+
+    def with_max_model_len(self, max_model_len: int) -> Preparer:
+        """The same with another length, sharing all that takes long to load."""
+        other = copy.copy(self)
+        other._max_model_len = max_model_len
+        return other
+
+    def prepare(
+        self,
+        form: PromptForm,
+        params: SamplingParams,
+        request_id: str,
+        arrived: float,
+        *,
+        fetched: Mapping[str, Fetched] | None = None,
+    ) -> Prepared:
+        """Raises RequestError.
+
+        fetched: what the web addresses among the pictures gave. If it is given, nothing is dialled here.
+        """
+        self._check_params(params)
+        started = time.perf_counter()
+        slotted = self._slotted(form)
+        self._check_length(len(slotted.token_ids))
+        tokenised = time.perf_counter()
+        opened = self._pictures.open(form.media, self._request_options(form), fetched)
+        token_ids, spans = expand(slotted, [picture.num_tokens for picture in opened])
+        self._check_length(len(token_ids))
+        made = self._pictures.make(opened, form.salt)
+        media_s = time.perf_counter() - tokenised
+        items = tuple(item for item, _ in made)
+        positions, delta = self.family.positions(len(token_ids), spans, [item.grid for item in items])
+        request = EngineRequest(
+            request_id=request_id,
+            token_ids=token_ids,
+            params=params,
+            stop_token_ids=frozenset(params.stop_token_ids or ())
+            | (frozenset() if params.ignore_eos else self._end_ids),
+            spans=spans,
+            media=items,
+            positions=positions,
+            position_delta=delta,
+            bad_words=self._bad_words(params),
+            salt=form.salt.encode(),
+        )
+        reports = tuple(report for _, report in made)
+        return Prepared(request, form.text, reports, arrived, prompt_s=tokenised - started, media_s=media_s)
+
+    def count(self, form: PromptForm, *, fetched: Mapping[str, Fetched] | None = None) -> Counted:
+        """Sizes and lengths, judged like a request's, except that the prompt may be longer than max_model_len."""
+        slotted = self._slotted(form)
+        opened = self._pictures.open(form.media, self._request_options(form), fetched)
+        token_ids, spans = expand(slotted, [picture.num_tokens for picture in opened])
+        return Counted(token_ids, spans, tuple(self._pictures.report(picture) for picture in opened))
+
+    def _slotted(self, form: PromptForm) -> SlottedPrompt:
+        if len(form.media) > self._config.image_limit():
+            raise MediaLimitError(
+                f"The prompt has {len(form.media)} images; limit_mm_per_prompt allows {self._config.image_limit()}.",
+                code="too_many_media_items",
+            )
+        self._check_text(form.text or "")
+        return tokenize(form, self.family, self.tokenizer)
+
+    def _end_ids_by_text(self) -> frozenset[int]:
+        ids = (self.tokenizer.token_id(text) for text in self.family.stop_strings())
+        return frozenset(token_id for token_id in ids if token_id is not None)
+
+    def _request_options(self, form: PromptForm) -> dict[str, Any]:
+        """A client of a server may lower what its operator set, not raise it."""
+        place = "mm_processor_kwargs"
+        try:
+            options = self.family.check_options({**self._options, **form.processor_kwargs})
+        except InvalidOptionError as error:  # of one request: it must be caught as a RequestError
+            unknown = set(form.processor_kwargs) - self.family.processor_options
+            code = "unsupported_value" if unknown else "invalid_value"
+            raise MediaError(str(error), code=code, param=place) from None
+        most = self.family.most_pixels(self._options)
+        if isinstance(self._config, ServerConfig) and self.family.most_pixels(options) > most:
+            raise MediaError(
+                f"mm_processor_kwargs asks for pictures of {self.family.most_pixels(options):,} pixels; this server "
+                f"permits up to {most:,}.",
+                code="above_max_value",
+                param=place,
+            )
+        return options
+
+    def _check_params(self, params: SamplingParams) -> None:
+        vocab_size = self.family.spec.decoder.vocab_size
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            wrong = next((t for t in getattr(params, name) or () if t >= vocab_size), None)
+            if wrong is not None:
+                raise SamplingError(
+                    f"{name} has {wrong}; the vocabulary ends at {vocab_size - 1}.",
+                    code="above_max_value",
+                    param=name,
+                )
+
+    def _check_text(self, text: str) -> None:
+        """Before tokenising: no token stands for more characters than this."""
+        if self._max_text_chars is not None and len(text) > self._max_text_chars:
+            raise PromptError(
+                f"The prompt has {len(text):,} characters; the option max_text_chars permits "
+                f"{self._max_text_chars:,}. Shorten it.",
+                code="string_too_long",
+            )
+        most = MAX_CHARS_PER_TOKEN * self._max_model_len
+        if len(text) > most:
+            raise PromptTooLongError(
+                f"The prompt has {len(text)} characters; max_model_len {self._max_model_len} allows at most {most}."
+            )
+
+    def _check_length(self, num_tokens: int) -> None:
+        if num_tokens >= self._max_model_len:
+            raise PromptTooLongError(
+                f"The prompt has {num_tokens} tokens; max_model_len is {self._max_model_len}, answer included. Shorten "
+                "it, lower the pictures' pixels (mm_processor_kwargs), or raise max_model_len."
+            )
+
+    def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        """Each word as the tokens it has at the start of a text and after a space."""
+        forms = set()
+        for word in params.bad_words or ():
+            for text in (word, f" {word.lstrip()}"):
+                forms.add(tuple(self.tokenizer.encode(text, add_special_tokens=False, parse_special=False)))
+        return tuple(sorted(form for form in forms if form))

@@ -1,0 +1,172 @@
+"""Log lines that never hold the server up, and one of them for each request.
+
+`setup_logging` puts a bounded queue between the loggers and a thread that writes: a full disk or a reader that has
+stopped costs lines, which are counted, and nothing else. Lines are JSON or for people; either is one line of at most
+4 KiB with control characters written out, so that nothing a client sends can forge a second one. Only tracebacks of our
+own bugs take several lines in the format for people.
+
+A request's line holds its id, method, path, status and times, and numbers that routes `note`: no query, no prompt, no
+address of a picture, no key.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.types import Scope
+
+from fovea.core.server_config import ServerConfig
+from fovea.server.errors import escaped
+
+logger = logging.getLogger("fovea.access")
+
+MAX_LINE_BYTES = 4096
+MAX_TRACE_CHARS = 16_000
+MAX_PATH_CHARS = 200
+MAX_QUEUED_LINES = 10_000
+STOP_S = 1.0
+GATHER_S = 0.02  # lines of so long are written at once: waking a thread for each would cost requests time
+MAX_GATHERED_LINES = 256
+STDERR = 2
+NOTABLE = frozenset(
+    {"prompt_tokens", "cached_tokens", "output_tokens", "pictures", "ttft_s", "queue_s", "media_s", "finish_reason"}
+)
+LEVELS: Mapping[str, int] = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+def note(scope: Scope, **fields: float | int | str | None) -> None:
+    """Add to this request's line; names that are not in NOTABLE are left out, and so is None."""
+    noted = scope.setdefault("state", {}).setdefault("log_fields", {})
+    noted.update({name: value for name, value in fields.items() if name in NOTABLE and value is not None})
+
+
+def log_request(
+    *, request_id: str, method: str, path: str, status: int, seconds: float, fields: Mapping[str, Any], client: str = ""
+) -> None:
+    line = {
+        "id": request_id,
+        "method": escaped(method, 16),
+        "path": escaped(path, MAX_PATH_CHARS),
+        "status": status,
+        "seconds": round(seconds, 6),
+        "client": client,
+        **{name: round(value, 6) if isinstance(value, float) else value for name, value in fields.items()},
+    }
+    logger.info("request", extra={"fields": line})
+
+
+class LineFormatter(logging.Formatter):
+    """One line of UTF-8 for each record."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = escaped(record.getMessage(), MAX_LINE_BYTES)
+        fields: Mapping[str, Any] = getattr(record, "fields", {})
+        trace = record.exc_text or ""
+        made = time.gmtime(record.created)
+        moment = f"{time.strftime('%Y-%m-%dT%H:%M:%S', made)}.{int(record.msecs):03d}Z"
+        if self._as_json:
+            line = {"time": moment, "level": record.levelname.lower(), "logger": record.name, "message": message}
+            encoded = msgspec.json.encode({**line, **fields, **({"trace": trace} if trace else {})})
+            return cut(encoded.decode(), MAX_LINE_BYTES) if not trace else encoded.decode()
+        values = " ".join(f"{name}={escaped(str(value), MAX_PATH_CHARS)}" for name, value in fields.items())
+        line_text = cut(f"{moment} {record.levelname:<7} {record.name}: {message} {values}".rstrip(), MAX_LINE_BYTES)
+        return line_text + "".join(f"\n    {escaped(row, MAX_LINE_BYTES)}" for row in trace.splitlines())
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """A mistake in a call of a logger must not become an error of the request it stands in."""
+    try:
+        return record.getMessage()
+    except (TypeError, ValueError, KeyError):
+        return str(record.msg)
+
+
+def cut(text: str, max_bytes: int) -> str:
+    if len(text) * 4 <= max_bytes:
+        return text
+    data = text.encode("utf-8", "replace")
+    return text if len(data) <= max_bytes else data[: max_bytes - 3].decode("utf-8", "ignore") + "..."
+
+
+class LogPipe(logging.Handler):
+    """A handler that only ever enqueues. A thread of its own formats and writes to a file descriptor.
+
+    The descriptor is written to directly: a buffered stream has a lock that a stuck thread would hold at exit.
+    """
+
+    def __init__(self, descriptor: int, formatter: logging.Formatter, *, max_lines: int = MAX_QUEUED_LINES) -> None:
+        super().__init__()
+        self.num_dropped = 0
+        self.setFormatter(formatter)
+        self._descriptor = descriptor
+        self._lines: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+        self._max_lines = max_lines
+        self._thread = threading.Thread(target=self._write_all, name="fovea-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._lines.qsize() >= self._max_lines:
+            self.num_dropped += 1
+            return
+        # As texts: a queued record must not keep the frames of an exception or large arguments alive.
+        record.msg, record.args = message_of(record)[:MAX_LINE_BYTES], None
+        if record.exc_info:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)[-MAX_TRACE_CHARS:]
+            record.exc_info = None
+        self._lines.put(record)
+
+    def stop(self, timeout_s: float = STOP_S) -> None:
+        """Write what is queued, if that works within the time."""
+        self._lines.put(None)
+        self._thread.join(timeout_s)
+
+    def _write_all(self) -> None:
+        is_last = False
+        while not is_last:
+            records = [self._lines.get()]
+            time.sleep(GATHER_S)
+            while len(records) < MAX_GATHERED_LINES and self._lines.qsize():
+                records.append(self._lines.get())
+            is_last = None in records
+            self._write([record for record in records if record is not None])
+
+    def _write(self, records: list[logging.LogRecord]) -> None:
+        """Lines that can't be formatted or written are lost and counted; the next ones are tried."""
+        try:
+            data = "".join(self.format(record) + "\n" for record in records).encode("utf-8", "replace")
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except Exception:
+            self.num_dropped += len(records)
+
+
+def setup_logging(config: ServerConfig, *, descriptor: int = STDERR) -> LogPipe:
+    """Send the log lines of Fovea, uvicorn and asyncio to `descriptor`. Call it once, at the start of a process."""
+    as_json = config.log_format == "json" or (config.log_format == "auto" and not os.isatty(descriptor))
+    pipe = LogPipe(descriptor, LineFormatter(as_json=as_json))
+    for name, least in (("fovea", LEVELS[config.log_level]), ("uvicorn", logging.ERROR), ("asyncio", logging.WARNING)):
+        target = logging.getLogger(name)
+        target.handlers = [pipe]
+        target.setLevel(least)
+        target.propagate = False
+    return pipe
+
+
+def num_dropped_lines() -> int:
+    return sum(handler.num_dropped for handler in logging.getLogger("fovea").handlers if isinstance(handler, LogPipe))

@@ -1,0 +1,135 @@
+"""A client's pixel budget is kept to the pixel, whatever the size of the picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from fovea.core.errors import MediaError, MediaLimitError
+from fovea.core.types import ImagePlan, PixelBudget
+from fovea.families.base import LOW_DETAIL_PIXELS, Family
+from fovea.families.qwen2_vl import largest_fitting
+from fovea.families.registry import load_family
+from tests.parity.support import FAMILIES, Checkpoints
+
+MANY = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+OPTIONS: dict[str, dict[str, int]] = {
+    "llava": {},
+    "qwen2_vl": {"max_pixels": 1280 * 784},
+    "phi3_v": {"num_crops": 16},
+}
+SIDES = st.integers(1, 6000)
+
+
+@pytest.fixture(scope="module")
+def families(checkpoints: Checkpoints) -> dict[str, Family]:
+    return {family: load_family(checkpoints.folder(family)) for family in FAMILIES}
+
+
+def area(plan: ImagePlan) -> int:
+    return plan.canvas_width_px * plan.canvas_height_px
+
+
+def planned(family: Family, width: int, height: int, budget: PixelBudget) -> ImagePlan:
+    try:
+        return family.plan_within(width, height, OPTIONS[_name(family)], budget)
+    except MediaLimitError:  # too elongated for the model, whatever the budget
+        assume(False)
+        raise
+
+
+def _name(family: Family) -> str:
+    return {"Llava": "llava", "Qwen2VL": "qwen2_vl", "Phi3V": "phi3_v"}[type(family).__name__]
+
+
+def least(family: Family) -> int:
+    return {"llava": 56 * 56, "qwen2_vl": 784, "phi3_v": 336 * 336}[_name(family)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@given(width=SIDES, height=SIDES, share=st.floats(0, 1), detail=st.sampled_from(["auto", "low", "high"]))
+@MANY
+def test_a_cap_is_kept(
+    families: dict[str, Family], name: str, width: int, height: int, share: float, detail: Any
+) -> None:
+    family = families[name]
+    low, high = least(family), family.most_pixels(OPTIONS[name])
+    cap = low + int(share * (high - low))
+    assert area(planned(family, width, height, PixelBudget(detail, cap))) <= cap
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@given(width=SIDES, height=SIDES)
+@MANY
+def test_low_detail_is_at_most_512_by_512(families: dict[str, Family], name: str, width: int, height: int) -> None:
+    assert area(planned(families[name], width, height, PixelBudget("low"))) <= LOW_DETAIL_PIXELS
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@given(width=SIDES, height=SIDES, detail=st.sampled_from(["auto", "high"]))
+@MANY
+def test_auto_and_high_are_what_the_options_say(
+    families: dict[str, Family], name: str, width: int, height: int, detail: Any
+) -> None:
+    family = families[name]
+    plan = planned(family, width, height, PixelBudget(detail))
+    assert plan == family.plan_image(width, height, OPTIONS[name])
+
+
+@given(width=SIDES, height=SIDES, cells=st.tuples(st.integers(1, 200), st.integers(1, 1280)))
+@MANY
+def test_a_least_is_kept_where_the_most_leaves_room(
+    families: dict[str, Family], width: int, height: int, cells: tuple[int, int]
+) -> None:
+    low, high = cells[0] * 784, cells[1] * 784
+    assume(4 * low <= high)
+    used = area(planned(families["qwen2_vl"], width, height, PixelBudget("auto", high, low)))
+    assert used <= high
+    if max(width, height) <= 4 * min(width, height):
+        assert used >= low
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@given(width=SIDES, height=SIDES)
+@MANY
+def test_the_token_grid_lies_over_the_canvas(families: dict[str, Family], name: str, width: int, height: int) -> None:
+    """Cells are square; no picture has fewer tokens than its grid has cells."""
+    family = families[name]
+    plan = planned(family, width, height, PixelBudget())
+    rows, columns = family.token_grid(plan)
+    assert plan.canvas_height_px * columns == plan.canvas_width_px * rows
+    assert rows * columns == plan.num_tokens if name != "phi3_v" else rows * columns < plan.num_tokens
+
+
+@given(width=SIDES, height=SIDES, most=st.integers(784, 10**7))
+@MANY
+def test_the_largest_fitting_size_fits(width: int, height: int, most: int) -> None:
+    used = largest_fitting(width, height, 28, most)
+    assert used[0] * used[1] <= most
+    assert all(side >= 28 and side % 28 == 0 for side in used)
+
+
+def test_low_detail_stays_above_what_the_model_is_set_to_need(families: dict[str, Family]) -> None:
+    options = {"min_pixels": 400_000, "max_pixels": 800_000}
+    plan = families["qwen2_vl"].plan_within(2000, 1500, options, PixelBudget("low"))
+    assert LOW_DETAIL_PIXELS < area(plan) <= 400_000
+
+
+def test_no_wish_is_refused_by_a_server_with_less(families: dict[str, Family]) -> None:
+    options = {"max_pixels": 100 * 784}
+    for detail in ("low", "high"):
+        plan = families["qwen2_vl"].plan_within(2000, 1500, options, PixelBudget(detail))
+        assert plan == families["qwen2_vl"].plan_image(2000, 1500, options)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_range_is_named(families: dict[str, Family], name: str) -> None:
+    family = families[name]
+    low, high = least(family), family.most_pixels(OPTIONS[name])
+    for wrong, code in ((low - 1, "below_min_value"), (high + 1, "above_max_value")):
+        with pytest.raises(MediaError, match=f"max_pixels is {wrong}; permitted here: {low} to {high}") as caught:
+            family.plan_within(100, 100, OPTIONS[name], PixelBudget("auto", wrong))
+        assert caught.value.code == code

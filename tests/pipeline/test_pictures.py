@@ -1,0 +1,160 @@
+"""The pictures of a request: each decoded once, in parallel, and as small as its budget says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fovea.core.errors import MediaDecodeError
+from fovea.media.decode import decode
+from fovea.pipeline import pictures
+from fovea.pipeline.preparer import Preparer
+from fovea.prompt.forms import PromptForm, parse_prompt
+from tests.oracle.checkpoints import CASES
+from tests.parity.support import FAMILIES, Checkpoints, question
+from tests.pipeline.support import chat, data_url, part, png, preparer, run
+
+URL = data_url(png(300, 200))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_threads_change_nothing_but_the_time(checkpoints: Checkpoints, family: str) -> None:
+    one, four = (preparer(checkpoints, family, num_threads=n) for n in (1, 4))
+    form = parse_prompt(question(CASES[family][1]))
+    alone, together = run(one, form).request, run(four, form).request
+    assert [item.key for item in alone.media] == [item.key for item in together.media]
+    for left, right in zip(alone.media, together.media, strict=True):
+        np.testing.assert_array_equal(left.canvas, right.canvas)
+
+
+@pytest.fixture
+def two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture is decoded when another one is."""
+    both = threading.Barrier(2, timeout=20)
+
+    def wait_for_the_other(source: Any) -> Any:
+        both.wait()
+        return decode(source)
+
+    monkeypatch.setattr(pictures, "decode", wait_for_the_other)
+
+
+def two_pictures(made: Preparer) -> PromptForm:
+    return chat(made, part(URL), part(data_url(png(20, 20))))
+
+
+@pytest.mark.usefixtures("two_at_a_time")
+def test_pictures_are_decoded_at_the_same_time(checkpoints: Checkpoints) -> None:
+    made = preparer(checkpoints, "llava", num_threads=2)
+    assert len(run(made, two_pictures(made)).reports) == 2
+
+
+def test_no_thread_is_started_before_it_is_needed(checkpoints: Checkpoints) -> None:
+    """A process that forks must have none."""
+    made = preparer(checkpoints, "llava", num_threads=4)
+    run(made, chat(made, part(URL)))
+    assert made._pictures._pool is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("two_at_a_time")
+def test_a_forked_process_makes_threads_of_its_own(checkpoints: Checkpoints) -> None:
+    made = preparer(checkpoints, "llava", num_threads=2)
+    form = two_pictures(made)
+    run(made, form)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends a child that waits for threads it does not have
+        try:
+            run(made, form)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_the_first_broken_picture_is_the_one_named(checkpoints: Checkpoints, num_threads: int) -> None:
+    made = preparer(checkpoints, "llava", num_threads=num_threads)
+    broken = [data_url(png(30 + i, 30)[:-30]) for i in range(3)]
+    with pytest.raises(MediaDecodeError, match="^Picture 2: ") as caught:
+        run(made, chat(made, part(URL), *map(part, broken)))
+    assert (caught.value.code, caught.value.param) == ("invalid_image", "messages.0.content.1.image_url")
+
+
+def test_the_same_address_sixteen_times_is_decoded_once(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def count(source: Any) -> Any:
+        calls.append(source)
+        return decode(source)
+
+    monkeypatch.setattr(pictures, "decode", count)
+    made = preparer(checkpoints, "llava")
+    prepared = run(made, chat(made, *[part(URL)] * 16))
+    assert len(calls) == 1
+    assert len({item.key for item in prepared.request.media}) == 1
+    assert prepared.reports[0].decode_s > 0
+    assert all(report.decode_s == report.resize_s == 0 for report in prepared.reports[1:]), "the first has paid"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reports_say_what_was_done(checkpoints: Checkpoints, family: str) -> None:
+    made = preparer(checkpoints, family)
+    (report,) = run(made, chat(made, part(URL))).reports
+    plan = made.family.plan_image(300, 200, {})
+    assert (report.original_width_px, report.original_height_px) == (300, 200)
+    assert (report.width_px, report.height_px) == (plan.canvas_width_px, plan.canvas_height_px)
+    assert (report.token_rows, report.token_columns) == made.family.token_grid(plan)
+    assert report.num_bytes == len(png(300, 200))
+
+
+def test_low_detail_is_another_picture_for_every_cache(checkpoints: Checkpoints) -> None:
+    made = preparer(checkpoints, "qwen2_vl", mm_processor_kwargs={"max_pixels": 1000 * 784})
+    url = data_url(png(900, 700))
+    form = chat(made, part(url), part(url, detail="low"), part(url, detail="high"), part(url, max_pixels=784))
+    prepared = run(made, form)
+    auto, low, high, tiny = prepared.request.media
+    assert auto.key == high.key
+    assert len({auto.key, low.key, tiny.key}) == 3
+    sizes = [report.width_px * report.height_px for report in prepared.reports]
+    assert sizes[1] <= 512 * 512 < sizes[0]
+    assert sizes[3] == 784
+
+
+def test_detail_that_changes_no_plan_shares_its_cache_entry(checkpoints: Checkpoints) -> None:
+    made = preparer(checkpoints, "llava")
+    first, second = run(made, chat(made, part(URL), part(URL, detail="low"))).request.media
+    assert first.key == second.key
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "code"),
+    [
+        ("qwen2_vl", {"max_pixels": 10**12}, "above_max_value"),
+        ("qwen2_vl", {"max_pixels": 783}, "below_min_value"),
+        ("qwen2_vl", {"min_pixels": 10**12}, "above_max_value"),
+        ("phi3_v", {"max_pixels": 336 * 336 - 1}, "below_min_value"),
+        ("phi3_v", {"max_pixels": 10**12}, "above_max_value"),
+        ("phi3_v", {"min_pixels": 1}, "unsupported_value"),
+        ("llava", {"max_pixels": 56 * 56 - 1}, "below_min_value"),
+        ("llava", {"max_pixels": 56 * 56 + 1}, "above_max_value"),
+        ("llava", {"min_pixels": 1}, "unsupported_value"),
+    ],
+)
+def test_budgets_that_cannot_be_kept_are_refused(
+    checkpoints: Checkpoints, family: str, more: dict[str, int], code: str
+) -> None:
+    made = preparer(checkpoints, family)
+    with pytest.raises(Exception, match="^Picture 1: ") as caught:
+        run(made, chat(made, part(URL, **more)))
+    error: Any = caught.value
+    assert (error.code, error.param, error.status) == (code, "messages.0.content.0.image_url", 400)
