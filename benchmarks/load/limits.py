@@ -7,23 +7,30 @@ import contextlib
 import random
 import select
 import socket
+import statistics
+import threading
 import time
 from collections.abc import Iterator, Sequence
 
 from benchmarks.load.client import Answer, Ask, Client, chat_tail, closed_loop
-from benchmarks.load.pictures import ALL_PICTURES, make_questions, messages_head
+from benchmarks.load.pictures import ALL_PICTURES, image_part, make_questions, messages_head
 from benchmarks.load.report import Figure, Report, say
 from benchmarks.load.server import SOAK_FLAGS, started
 from benchmarks.load.watch import MIB, Probe, Watch, percentile, pss_bytes, scrape, wait_until_idle
 from tests.server_process import ServerProcess
 
 LARGE_BODY_BYTES = 1_400_000
+ONE_SEAT = (
+    "--max-num-seqs=1",
+    "--max-num-queued-reqs=0",
+    "--allowed-media-networks=127.0.0.0/8",
+    "--media-fetch-timeout-s=600",
+)
 QUEUE, AT_ONCE = 16, 26
-STALL_S = 5.0
+STALL_S = 8.0
 NUM_STALLED = NUM_READING = 8
 STALLED_RECEIVE_BYTES = 4096
 LONG_ANSWER = 3000
-CLOSED = select.POLLHUP | select.POLLERR | select.POLLRDHUP
 
 
 # --- refusals alone --------------------------------------------------------------------------------------------------
@@ -32,7 +39,7 @@ CLOSED = select.POLLHUP | select.POLLERR | select.POLLRDHUP
 def refusals(quick: bool, seed: int, report: Report) -> None:
     """A full house, and nothing but requests that must be refused."""
     part, seconds = "refusals", 4.0 if quick else 10.0
-    with started("--max-num-seqs=1", "--max-num-queued-reqs=0", "--max-num-batched-tokens=512") as server:
+    with started(*ONE_SEAT) as server:
         with Probe(server.port, "/health/live", 0.05) as quiet:
             time.sleep(3.0)
         with _occupied(server):
@@ -61,8 +68,11 @@ def refusals(quick: bool, seed: int, report: Report) -> None:
 
 @contextlib.contextmanager
 def _occupied(server: ServerProcess) -> Iterator[None]:
-    """One request is in the house for as long as this lasts; it starts again when it ends."""
-    with _streams(server.port, 1, LONG_ANSWER, receive_bytes=None):
+    """The only seat is taken by a request that costs nothing: its picture's host does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_connection(("127.0.0.1", server.port)) as one:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/picture.png"
+        body = messages_head([{"role": "user", "content": [image_part(url)]}]) + chat_tail(8, stream=False)
+        one.sendall(_post(body))
         while scrape(server.port)["fovea:requests_in_house"] < 1:
             time.sleep(0.05)
         yield
@@ -109,20 +119,22 @@ async def _at_once(port: int) -> tuple[int, int]:
 
 
 def stalled(quick: bool, seed: int, report: Report) -> None:
-    """Some read nothing of long answers; the others don't notice, and the stalled ones are cut off."""
+    """Some read nothing of long answers; others fare as beside ones who read, and the stalled ones are cut off."""
     part = "stalled"
     with started(*SOAK_FLAGS, f"--stall-timeout-s={STALL_S:g}") as server:
         say(f"{part}: {NUM_STALLED} readers that stall, beside {NUM_READING} that read")
-        _ = asyncio.run(_tokens_per_s(server.port, seed))
-        alone = asyncio.run(_tokens_per_s(server.port, seed + 1))
-        with _streams(server.port, NUM_STALLED, LONG_ANSWER, receive_bytes=STALLED_RECEIVE_BYTES):
-            time.sleep(0.8 * STALL_S)  # by now nothing more goes out to them
-            beside = asyncio.run(_tokens_per_s(server.port, seed + 2))
-        wait_until_idle(server.port)
+        rates: dict[bool, list[float]] = {True: [], False: []}
+        for number in range(1 if quick else 3):
+            for reads in (True, False):
+                with _streams(server.port, NUM_STALLED, reads=reads):
+                    time.sleep(0.3 * STALL_S)  # by now nothing more goes out to those who stall
+                    rates[reads].append(asyncio.run(_tokens_per_s(server.port, seed + number)))
+                wait_until_idle(server.port)
         before = pss_bytes(server.process.pid)
-        with _streams(server.port, NUM_STALLED, LONG_ANSWER, receive_bytes=STALLED_RECEIVE_BYTES) as sockets:
-            cut_s, most = _until_cut(server, sockets)
+        with _streams(server.port, NUM_STALLED, reads=False):
+            cut_s, most = _until_cut(server)
             free_s = wait_until_idle(server.port, 10.0)
+    beside, alike = statistics.median(rates[False]), statistics.median(rates[True])
     report.add(
         [
             Figure(part, "cut off", len(cut_s), "", least=NUM_STALLED),
@@ -131,29 +143,31 @@ def stalled(quick: bool, seed: int, report: Report) -> None:
             Figure(part, "memory of the API process for each", (most - before) / NUM_STALLED / MIB, "MiB", most=0.25),
             Figure(part, "idle and all KV blocks free after the last cut", free_s, "s", most=1),
             Figure(part, "readers beside them, tokens", beside, "1/s"),
-            Figure(part, "the same over without them", beside / alone, "", least=0.9, is_ratio=True),
+            Figure(part, "the same over beside ones who read", beside / alike, "", least=0.9, is_ratio=True),
         ]
     )
 
 
-def _until_cut(server: ServerProcess, sockets: Sequence[socket.socket]) -> tuple[list[float], int]:
-    """When each was cut off, and the most memory of the API process meanwhile."""
-    began, poll = time.monotonic(), select.poll()
-    for one in sockets:
-        poll.register(one, CLOSED)
+def _until_cut(server: ServerProcess) -> tuple[list[float], int]:
+    """When each was let go, and the most memory of the API process meanwhile.
+
+    Seen from the server: the end of a connection can't reach a client behind what it has not read.
+    """
+    while (count := int(scrape(server.port)["fovea:requests_in_house"])) < NUM_STALLED:
+        time.sleep(0.05)
+    began, most = time.monotonic(), 0
     cut_s: list[float] = []
-    most = 0
-    while len(cut_s) < len(sockets) and time.monotonic() - began < 60:
+    while len(cut_s) < count and time.monotonic() - began < 60:
+        time.sleep(0.1)
         most = max(most, pss_bytes(server.process.pid))
-        for descriptor, _ in poll.poll(200):
-            poll.unregister(descriptor)
-            cut_s.append(time.monotonic() - began)
+        left = int(scrape(server.port)["fovea:requests_in_house"])
+        cut_s += [time.monotonic() - began] * (count - len(cut_s) - left)
     return cut_s, most
 
 
 async def _tokens_per_s(port: int, seed: int) -> float:
     client = Client(port)
-    asks = [Ask((_text(f"{seed} {i}"), chat_tail(128, stream=True)), 128) for i in range(64)]
+    asks = [Ask((_text(f"{seed} {i}"), chat_tail(128, stream=True)), 128) for i in range(24)]
     began = time.monotonic()
     answers = [answer async for answer in closed_loop(client, asks, NUM_READING)]
     client.close()
@@ -161,21 +175,37 @@ async def _tokens_per_s(port: int, seed: int) -> float:
 
 
 @contextlib.contextmanager
-def _streams(port: int, count: int, num_tokens: int, *, receive_bytes: int | None) -> Iterator[list[socket.socket]]:
-    """So many streams that nobody reads from. Log-probabilities make their events large."""
-    body = _text("go on") + chat_tail(num_tokens, stream=True, logprobs=True, top_logprobs=20)
-    fields = ("Host: 127.0.0.1", "Content-Type: application/json", f"Content-Length: {len(body)}", "", "")
-    head = "\r\n".join(("POST /v1/chat/completions HTTP/1.1", *fields)).encode()
+def _streams(port: int, count: int, *, reads: bool) -> Iterator[None]:
+    """So many long streams that nobody reads from, or that are read. Log-probabilities make their events large."""
+    body = _text("go on") + chat_tail(LONG_ANSWER, stream=True, logprobs=True, top_logprobs=20)
+    ended = threading.Event()
     with contextlib.ExitStack() as stack:
-        sockets = []
-        for _ in range(count):
-            one = stack.enter_context(socket.socket())
-            if receive_bytes is not None:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            if not reads:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, STALLED_RECEIVE_BYTES)
             one.connect(("127.0.0.1", port))
-            one.sendall(head + body)
-            sockets.append(one)
-        yield sockets
+            one.sendall(_post(body))
+        reader = threading.Thread(target=_drain, args=(sockets, ended))
+        if reads:
+            reader.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if reads:
+                reader.join()
+
+
+def _post(body: bytes) -> bytes:
+    fields = ("Host: 127.0.0.1", "Content-Type: application/json", f"Content-Length: {len(body)}", "", "")
+    return "\r\n".join(("POST /v1/chat/completions HTTP/1.1", *fields)).encode() + body
+
+
+def _drain(sockets: Sequence[socket.socket], ended: threading.Event) -> None:
+    while not ended.wait(0.05):
+        for one in select.select(sockets, [], [], 0)[0]:
+            one.recv(1 << 20)
 
 
 # --- clients that leave ----------------------------------------------------------------------------------------------

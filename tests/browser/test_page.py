@@ -124,7 +124,7 @@ def tab_to(playground: Playground, name: str, *, backwards: bool = False) -> Non
 
 def overflow(playground: Playground) -> int:
     """Pixels beyond a phone's width; a browser on a phone would show them by zooming out."""
-    return int(playground.page.evaluate("document.documentElement.scrollWidth")) - PHONE["viewport"]["width"]
+    return int(playground.page.evaluate("document.documentElement.scrollWidth")) - int(PHONE["viewport"]["width"])
 
 
 def background(playground: Playground) -> int:

@@ -105,6 +105,11 @@ class Case:
         return "quick" in self.flags
 
 
+def always(payload: Payload) -> Make:
+    """For a case that is the same every time."""
+    return lambda _: payload
+
+
 def refused(
     *codes: str,
     status: int | tuple[int, ...] = 400,

@@ -80,8 +80,12 @@ def hostile() -> dict[str, bytes]:
         deep = {"a": deep}
     return {
         "E01-pickle": pickle.dumps(_Marker()),
-        "E01-npy-of-objects": npy_header("{'descr': '|O', 'fortran_order': False, 'shape': (1, 1), }", pickle.dumps(_Marker())),
-        "E02-npy-literal": npy_header("{'descr': __import__('os').system('x'), 'fortran_order': False, 'shape': (1, 1), }"),
+        "E01-npy-of-objects": npy_header(
+            "{'descr': '|O', 'fortran_order': False, 'shape': (1, 1), }", pickle.dumps(_Marker())
+        ),
+        "E02-npy-literal": npy_header(
+            "{'descr': __import__('os').system('x'), 'fortran_order': False, 'shape': (1, 1), }"
+        ),
         "E03-torch": b"PK\x03\x04" + bytes(200),
         "E04-zip-bomb": _zip("data/0", 10**8),
         "E05-npz-bomb": _zip("arr_0.npy", 10**8),
@@ -91,7 +95,9 @@ def hostile() -> dict[str, bytes]:
         "E06-overlap": safetensors({"a": good, "b": good}, data),
         "E06-gap": safetensors({"a": tensor([NUM_ROWS, HIDDEN], offsets=[8, size + 8])}, bytes(8) + data),
         "E06-past-the-end": safetensors({"a": tensor([NUM_ROWS, HIDDEN], offsets=[0, size * 2])}, data),
-        "E06-two-tensors": safetensors({"a": tensor([3, HIDDEN]), "b": tensor([3, HIDDEN], offsets=[size // 2, size])}, data),
+        "E06-two-tensors": safetensors(
+            {"a": tensor([3, HIDDEN]), "b": tensor([3, HIDDEN], offsets=[size // 2, size])}, data
+        ),
         "E06-deep": safetensors({"a": good, "x": deep}, data),
         "E06-no-json": struct.pack("<Q", 4) + b"nope" + data,
         "E06-array-header": struct.pack("<Q", 2) + b"[]" + data,
@@ -107,7 +113,9 @@ def hostile() -> dict[str, bytes]:
         "E11-nan": npy(rows() * np.float32("nan")),
         "E11-inf": npy(rows() * np.float32("inf")),
         "E11-too-large": npy(rows(dtype="<f8") * 1e300),
-        "E13-2e32-squared": npy_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**32}, {2**32}), }}", data),
+        "E13-2e32-squared": npy_header(
+            f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**32}, {2**32}), }}", data
+        ),
         "E13-over-2e64": npy_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**62}, 8), }}", data),
         "E13-safetensors": safetensors({"a": tensor([2**32, 2**32], offsets=[0, size])}, data),
         "E13-short": npy(rows())[:-4],
@@ -116,7 +124,7 @@ def hostile() -> dict[str, bytes]:
         "E19-fortran": npy(np.asfortranarray(rows())),
         "E19-text": b"0.25 " * 100,
         "E19-empty": b"",
-    }  # fmt: skip
+    }
 
 
 def dtypes() -> dict[str, bytes]:
@@ -140,8 +148,15 @@ def _make(value: dict[str, Any]) -> Callable[[Scene], Parts]:
 
 def other_forms() -> dict[str, tuple[dict[str, Any], Expect]]:
     """Good data in a part of another shape."""
-    shape = refused("invalid_embeddings", "invalid_type", "invalid_value", "missing_required_parameter", "unsupported_value",
-                    "unknown_parameter", param=PLACE)  # fmt: skip
+    shape = refused(
+        "invalid_embeddings",
+        "invalid_type",
+        "invalid_value",
+        "missing_required_parameter",
+        "unsupported_value",
+        "unknown_parameter",
+        param=PLACE,
+    )
     good = base64.b64encode(npy(rows())).decode("ascii")
     return {
         "E08-not-base64": (part("@@@@"), INVALID),
@@ -159,7 +174,7 @@ def other_forms() -> dict[str, tuple[dict[str, Any], Expect]]:
         "E16-null": ({"type": "image_embeds", "image_embeds": None}, shape),
         "E16-number": ({"type": "image_embeds", "image_embeds": 5}, shape),
         "E18-and-a-url": ({**part(npy(rows())), "image_url": {"url": "data:image/png;base64,AAAA"}}, shape),
-    }  # fmt: skip
+    }
 
 
 def good_forms() -> dict[str, dict[str, Any]]:

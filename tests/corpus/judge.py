@@ -105,7 +105,7 @@ def _unsound(reply: Reply, request: Request | None) -> Iterable[str]:
 def leaks(text: str, request: Request | None = None) -> Iterable[str]:
     """Words of ours in an error; what the client sent may be repeated."""
     sent = "" if request is None else (request.path + request.body[:100_000].decode("utf-8", "replace"))
-    words = [match[0] for match in LEAK.finditer(text) if match[0] not in sent]
+    words = [match[0] for match in LEAK.finditer(text) if match[0].rstrip(".-") not in sent]
     words += [name for name in (SECRET, socket.gethostname()) if len(name) > 3 and name in text and name not in sent]
     if words:
         yield f"leaks {sorted(set(words))}: {text[:300]!r}"

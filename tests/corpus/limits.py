@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tests.corpus import files
-from tests.corpus.case import PICTURES, PROMPTS, SAMPLED, Body, Case, Expect, Fields, Messages, Parts, Route, answered, case, refused
+from tests.corpus.case import (
+    PICTURES,
+    PROMPTS,
+    SAMPLED,
+    Body,
+    Case,
+    Expect,
+    Fields,
+    Messages,
+    Parts,
+    Route,
+    answered,
+    case,
+    refused,
+)
 from tests.corpus.profiles import SMALL
 from tests.corpus.routes import build, image, text
 from tests.corpus.scene import Scene
@@ -81,21 +96,51 @@ def _bodies() -> list[Case]:
     return [
         found
         for route in routes
-        for found in _three(f"body-{route}", lambda n, r=route: _body(r, n), SMALL.max_body_bytes, over, (route,))  # type: ignore[misc]
+        for found in _three(f"body-{route}", partial(_body, route), SMALL.max_body_bytes, over, (route,))
     ]
 
 
 CASES: tuple[Case, ...] = (
-    *_three("picture-bytes", _bytes_of_picture, SMALL.max_image_bytes, refused("media_too_large", param="messages.0.content.0"), PICTURES),
-    *_three("picture-pixels", _pixels, SMALL.max_image_pixels, refused("image_too_many_pixels", param="messages.0.content.0"), PICTURES),
+    *_three(
+        "picture-bytes",
+        _bytes_of_picture,
+        SMALL.max_image_bytes,
+        refused("media_too_large", param="messages.0.content.0"),
+        PICTURES,
+    ),
+    *_three(
+        "picture-pixels",
+        _pixels,
+        SMALL.max_image_pixels,
+        refused("image_too_many_pixels", param="messages.0.content.0"),
+        PICTURES,
+    ),
     *_three("request-pixels", _pixels_together, SMALL.max_request_pixels, refused("image_too_many_pixels"), PICTURES),
     *_three("request-bytes", _bytes_together, SMALL.max_request_media_bytes, refused("media_too_large"), PICTURES),
     *_three("images", _images, SMALL.images, refused("too_many_media_items", says=str(SMALL.images)), PICTURES),
-    *_three("aspect", _aspect, 10 * SMALL.max_image_aspect, refused("above_max_value", param="messages.0.content.0"), PICTURES),
+    *_three(
+        "aspect",
+        _aspect,
+        10 * SMALL.max_image_aspect,
+        refused("above_max_value", param="messages.0.content.0"),
+        PICTURES,
+    ),
     *_three("n", _completions, SMALL.max_n, refused("above_max_value", "invalid_value", param="n"), SAMPLED),
     case("L-chars-at", _chars(SMALL.max_text_chars), answered(), routes=CHATS, profile="small"),
-    case("L-chars-above", _chars(SMALL.max_text_chars + 1), refused("string_too_long", says=f"{SMALL.max_text_chars}"), routes=CHATS, profile="small"),
+    case(
+        "L-chars-above",
+        _chars(SMALL.max_text_chars + 1),
+        refused("string_too_long", says=f"{SMALL.max_text_chars}"),
+        routes=CHATS,
+        profile="small",
+    ),
     case("L-prompt-chars-at", _prompt_chars(SMALL.max_text_chars), answered(), routes=PROMPTS, profile="small"),
-    case("L-prompt-chars-above", _prompt_chars(SMALL.max_text_chars + 1), refused("string_too_long"), routes=PROMPTS, profile="small"),
+    case(
+        "L-prompt-chars-above",
+        _prompt_chars(SMALL.max_text_chars + 1),
+        refused("string_too_long"),
+        routes=PROMPTS,
+        profile="small",
+    ),
     *_bodies(),
-)  # fmt: skip
+)

@@ -16,6 +16,7 @@ from tests.corpus.case import (
     Messages,
     Parts,
     Route,
+    always,
     answered,
     case,
     either,
@@ -47,7 +48,11 @@ def out_of_range() -> list[Row]:
         ("P03-n-minus-1", {"n": -1}, refused(*VALUE, param="n")),
         ("P05-max-tokens-minus-1", {"max_tokens": -1}, refused(*VALUE, param="max_tokens")),
         ("P05-max-tokens-0", {"max_tokens": 0}, refused(*VALUE, param="max_tokens")),
-        ("P06-max-tokens-over-length", {"max_tokens": 100_000, "logit_bias": {"677": 100}}, either("context_length_exceeded", *VALUE)),
+        (
+            "P06-max-tokens-over-length",
+            {"max_tokens": 100_000, "logit_bias": {"677": 100}},
+            either("context_length_exceeded", *VALUE),
+        ),
         ("P08-temperature-negative", {"temperature": -0.1}, refused(*VALUE, says="0", param="temperature")),
         ("P08-temperature-high", {"temperature": 2.1}, refused(*VALUE, says="2", param="temperature")),
         ("P08-temperature-1e308", {"temperature": 1e308}, refused(*VALUE, param="temperature")),
@@ -60,7 +65,11 @@ def out_of_range() -> list[Row]:
         ("P11-min-p-negative", {"min_p": -0.1}, refused(*VALUE, param="min_p")),
         ("P11-min-p-1.1", {"min_p": 1.1}, refused(*VALUE, param="min_p")),
         ("P12-min-tokens-over-max", {"min_tokens": 9, "max_tokens": 8}, refused(*VALUE, "unsupported_combination")),
-        ("P12-min-tokens-over-length", {"min_tokens": 10**6, "max_tokens": None}, refused(*VALUE, "context_length_exceeded")),
+        (
+            "P12-min-tokens-over-length",
+            {"min_tokens": 10**6, "max_tokens": None},
+            refused(*VALUE, "context_length_exceeded"),
+        ),
         ("P13-min-tokens-negative", {"min_tokens": -1}, refused(*VALUE, param="min_tokens")),
         ("P14-seed-low", {"seed": -(2**63) - 1}, TYPED),
         ("P14-seed-high", {"seed": 2**64}, TYPED),
@@ -116,7 +125,7 @@ def out_of_range() -> list[Row]:
         ("P38-salt-number", {"cache_salt": 5}, TYPED),
         ("P16-prompt-logprobs-21", {"prompt_logprobs": 21}, refused(*VALUE, says="20")),
         ("P16-prompt-logprobs-negative", {"prompt_logprobs": -1}, BAD),
-    ]  # fmt: skip
+    ]
 
 
 def accepted() -> list[Row]:
@@ -140,6 +149,8 @@ def accepted() -> list[Row]:
         ("P20-stop-256", {"stop": "a" * 256}, GOOD),
         ("P24-bad-words", {"bad_words": ["the", "\ud83d\ude00", "<|im_end|>", "zzzzqqqq"]}, GOOD),
         ("P26-all-banned", {"allowed_token_ids": [5, 6], "logit_bias": {"5": -100, "6": -100}}, either(*VALUE)),
+        ("P26-allowed-and-banned", {"allowed_token_ids": [32], "bad_words": ["A"]}, either(*VALUE)),
+        ("P26-only-the-end", {"allowed_token_ids": [677], "min_tokens": 5}, either(*VALUE, "unsupported_combination")),
         ("P26-one-allowed", {"allowed_token_ids": [5], "bad_words": ["!"]}, either(*VALUE)),
         ("P31-priority", {"priority": 2**31}, either("unsupported_value", *VALUE)),
         ("P34-internals", {"id_slot": 1, "index": 5, "rank": 3, "request_id": "../../x"}, GOOD),
@@ -147,22 +158,34 @@ def accepted() -> list[Row]:
         ("P38-salt", {"cache_salt": "tenant-1"}, GOOD),
         ("P32-timeout-long", {"timeout": 600}, GOOD),
         ("P17-n-8", {"n": 8, "temperature": 1, "max_tokens": 4}, GOOD),
-    ]  # fmt: skip
+    ]
 
 
 def chat_only() -> list[Row]:
     return [
         ("P07-both-equal", {"max_tokens": 4, "max_completion_tokens": 4}, GOOD),
-        ("P07-both-different", {"max_tokens": 4, "max_completion_tokens": 5}, refused("unsupported_combination", *VALUE)),
+        (
+            "P07-both-different",
+            {"max_tokens": 4, "max_completion_tokens": 5},
+            refused("unsupported_combination", *VALUE),
+        ),
         ("P15-top-logprobs-21", {"logprobs": True, "top_logprobs": 21}, refused(*VALUE, says="20")),
         ("P15-top-logprobs-129", {"logprobs": True, "top_logprobs": 129}, BAD),
         ("P16-top-logprobs-minus-1", {"logprobs": True, "top_logprobs": -1}, BAD),
         ("P16-top-logprobs-minus-2", {"logprobs": True, "top_logprobs": -2}, BAD),
-        ("P17-top-logprobs-alone", {"top_logprobs": 2}, refused("unsupported_combination", "missing_required_parameter", *VALUE)),
+        (
+            "P17-top-logprobs-alone",
+            {"top_logprobs": 2},
+            refused("unsupported_combination", "missing_required_parameter", *VALUE),
+        ),
         ("P17-logprobs-n-8", {"logprobs": True, "top_logprobs": 20, "n": 8, "temperature": 1, "max_tokens": 4}, GOOD),
         ("P18-logprobs-number", {"logprobs": 5}, TYPED),
         ("P35-format-unknown", {"response_format": {"type": "yaml"}}, UNSUPPORTED),
-        ("P35-format-no-type", {"response_format": {}}, refused("unsupported_value", "missing_required_parameter", *VALUE)),
+        (
+            "P35-format-no-type",
+            {"response_format": {}},
+            refused("unsupported_value", "missing_required_parameter", *VALUE),
+        ),
         ("P35-format-list", {"response_format": []}, refused("unsupported_value", "invalid_type", *VALUE)),
         ("P35-format-text", {"response_format": {"type": "text"}}, GOOD),
         ("P36-echo-chat", {"echo": True}, UNSUPPORTED),
@@ -170,8 +193,12 @@ def chat_only() -> list[Row]:
         ("P50-choice-required", {"tool_choice": "required"}, UNSUPPORTED),
         ("P50-choice-none", {"tool_choice": "none"}, GOOD),
         ("P50-functions", {"functions": [{"name": "f"}]}, UNSUPPORTED),
-        ("P51-generation-and-continue", {"add_generation_prompt": True, "continue_final_message": True}, refused("unsupported_combination", *VALUE, "invalid_prompt")),
-    ]  # fmt: skip
+        (
+            "P51-generation-and-continue",
+            {"add_generation_prompt": True, "continue_final_message": True},
+            refused("unsupported_combination", *VALUE, "invalid_prompt"),
+        ),
+    ]
 
 
 def pixels() -> list[Case]:
@@ -194,13 +221,13 @@ def pixels() -> list[Case]:
         ("P47-detail-low", {"detail": "low"}, GOOD),
         ("P47-detail-high", {"detail": "high"}, GOOD),
         ("P48-uuid-long", {"uuid": "u" * 10_240}, refused("string_too_long", "unknown_parameter", *VALUE)),
-    ]  # fmt: skip
+    ]
     cases = []
     for id, fields, expect in rows:
         inside = Parts([image(good, **fields), text()])
         beside = Parts([{**image(good), **fields}, text()])
-        cases.append(case(f"{id}-inside", lambda _, p=inside: p, expect, routes=CHATS))  # type: ignore[misc]
-        cases.append(case(f"{id}-beside", lambda _, p=beside: p, expect, routes=CHATS))  # type: ignore[misc]
+        cases.append(case(f"{id}-inside", always(inside), expect, routes=CHATS))
+        cases.append(case(f"{id}-beside", always(beside), expect, routes=CHATS))
     return cases
 
 
@@ -223,10 +250,15 @@ def processor_kwargs() -> list[Case]:
     ]
     part = [image(files.data_url(files.good_png())), text()]
     return [
-        case(id, lambda _, v=value: _chat_fields(part, {"mm_processor_kwargs": v}), expect, routes=CHATS,  # type: ignore[misc]
-             flags="quick" if id.startswith("P45-code") else "")
+        case(
+            id,
+            always(_chat_fields(part, {"mm_processor_kwargs": value})),
+            expect,
+            routes=CHATS,
+            flags="quick" if id.startswith("P45-code") else "",
+        )
         for id, value, expect in rows
-    ]  # fmt: skip
+    ]
 
 
 def _chat_fields(parts: list[Any], fields: dict[str, Any]) -> Fields:
@@ -251,7 +283,8 @@ def _cases(rows: list[Row], routes: tuple[Route, ...]) -> list[Case]:
 
     quick = ("P02-n-million", "P12-min-tokens-over-length", "P24-stop-id-width", "P25-bias-width")
     return [
-        case(id, make(fields), expect, routes=routes, flags="quick" if id in quick else "") for id, fields, expect in rows
+        case(id, make(fields), expect, routes=routes, flags="quick" if id in quick else "")
+        for id, fields, expect in rows
     ]
 
 
@@ -260,20 +293,40 @@ def no_change() -> list[Case]:
 
     def null_of_all(route: Route) -> bytes:
         body = good_body(route)
-        nulls = ("n", "stop", "seed", "top_p", "top_k", "min_p", "logit_bias", "bad_words", "stream_options", "tools", "tool_choice",
-                 "response_format", "functions", "suffix", "best_of", "guided_json", "structured_outputs", "chat_template")  # fmt: skip
+        nulls = (
+            "n",
+            "stop",
+            "seed",
+            "top_p",
+            "top_k",
+            "min_p",
+            "logit_bias",
+            "bad_words",
+            "stream_options",
+            "tools",
+            "tool_choice",
+            "response_format",
+            "functions",
+            "suffix",
+            "best_of",
+            "guided_json",
+            "structured_outputs",
+            "chat_template",
+        )
         return json.dumps({**dict.fromkeys(nulls), **body}).encode()
 
-    nulls = [
-        case(f"P37-null-{route}", lambda _, r=route: Body(null_of_all(r)), GOOD, routes=(route,))  # type: ignore[misc]
-        for route in SAMPLED
-    ]
+    nulls = [case(f"P37-null-{route}", always(Body(null_of_all(route))), GOOD, routes=(route,)) for route in SAMPLED]
     long_name = Messages([{"role": "user", "name": "n" * 10_000, "content": "a"}])
     name = case("P38-name-long", lambda _: long_name, refused("string_too_long", *VALUE), routes=CHATS)
     return [*nulls, name]
 
 
 CASES: tuple[Case, ...] = (
-    *_cases(out_of_range(), SAMPLED), *_cases(accepted(), SAMPLED), *_cases(chat_only(), CHAT),
-    *_cases(completions_only(), COMPLETIONS), *pixels(), *processor_kwargs(), *no_change(),
-)  # fmt: skip
+    *_cases(out_of_range(), SAMPLED),
+    *_cases(accepted(), SAMPLED),
+    *_cases(chat_only(), CHAT),
+    *_cases(completions_only(), COMPLETIONS),
+    *pixels(),
+    *processor_kwargs(),
+    *no_change(),
+)

@@ -1,4 +1,4 @@
-"""The processes of a server, read from /proc: memory, files, children. Elsewhere than on Linux there is nothing to see."""
+"""The processes of a server, read from /proc: memory, files, children. Only Linux has that."""
 
 from __future__ import annotations
 

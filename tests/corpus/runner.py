@@ -19,15 +19,13 @@ def run(case: Case, route: Route, watch: Watch, *, slack: float = SLOW_MACHINE) 
     payload = case.make(scene)
     if isinstance(payload, Wire):
         leave = 0 if payload.ending == "leave" else None
-        reply = talk(watch.server.port, payload.data, half_close=payload.ending == "half_close", leave_after_bytes=leave)
+        reply = talk(
+            watch.server.port, payload.data, half_close=payload.ending == "half_close", leave_after_bytes=leave
+        )
         return complaints(reply, case.expect, None, slack=slack)
     request = build(route, payload)
-    reply = _sent(case, request, watch) if "memory" in case.flags and slack == SLOW_MACHINE else None
-    found: list[str] = []
-    if reply is None:
-        reply, _ = watch.send(request)
-    elif isinstance(reply, list):
-        found, reply = reply, watch.send(request)[0]
+    is_measured = "memory" in case.flags and slack == SLOW_MACHINE and processes.CAN_SEE
+    reply, found = _measured(request, watch) if is_measured else (watch.send(request)[0], [])
     found += complaints(reply, case.expect, request, slack=slack)
     hits = scene.num_hits()
     if case.expect.hits is not None and hits != case.expect.hits:
@@ -37,17 +35,15 @@ def run(case: Case, route: Route, watch: Watch, *, slack: float = SLOW_MACHINE) 
     return found
 
 
-def _sent(case: Case, request: Request, watch: Watch) -> Reply | list[str]:
-    """The answer; complaints if the server took too much memory for it."""
-    if not processes.CAN_SEE:
-        return watch.send(request)[0]
+def _measured(request: Request, watch: Watch) -> tuple[Reply, list[str]]:
+    """The answer, and a complaint if the server took too much memory for it."""
     before = processes.memory_bytes(watch.server.process.pid)
     with processes.Peak(watch.server.process.pid) as peak:
         reply, _ = watch.send(request)
     grown = peak.peak_bytes - before
-    if grown > MEMORY_BYTES + MEMORY_OF_BODY * len(request.body):
-        return [f"memory grew by {grown / 2**20:.0f} MiB for {len(request.body) / 2**20:.1f} MiB of body"]
-    return reply
+    if grown <= MEMORY_BYTES + MEMORY_OF_BODY * len(request.body):
+        return reply, []
+    return reply, [f"memory grew by {grown / 2**20:.0f} MiB for {len(request.body) / 2**20:.1f} MiB of body"]
 
 
 def _same(reply: Reply, reference: Request, watch: Watch) -> list[str]:

@@ -23,8 +23,16 @@ def _json(schema: Any) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
 
 
-REGEXES = {"S05-plus": "(a+)+b", "S05-star": "(a|a)*c", "S05-star-star": "(a*)*$", "S07-counts": "(.{0,1000}){1000}",
-           "S10-broken": "[", "S10-named": "(?P<", "S11-look-ahead": "(?=a)a", "S11-back": r"(a)\1"}  # fmt: skip
+REGEXES = {
+    "S05-plus": "(a+)+b",
+    "S05-star": "(a|a)*c",
+    "S05-star-star": "(a*)*$",
+    "S07-counts": "(.{0,1000}){1000}",
+    "S10-broken": "[",
+    "S10-named": "(?P<",
+    "S11-look-ahead": "(?=a)a",
+    "S11-back": r"(a)\1",
+}
 SCHEMAS: dict[str, Any] = {
     "S01-10": _nested(10),
     "S02-self": {"$ref": "#"},
@@ -59,9 +67,19 @@ def _make(fields: dict[str, Any]) -> Callable[[Scene], Fields]:
 
 
 CASES: tuple[Case, ...] = (
-    *(case(id, _make({"guided_regex": value}), UNSUPPORTED, routes=SAMPLED, flags="quick" if id in ("S05-plus", "S10-broken") else "")
-      for id, value in REGEXES.items()),
+    *(
+        case(
+            id,
+            _make({"guided_regex": value}),
+            UNSUPPORTED,
+            routes=SAMPLED,
+            flags="quick" if id in ("S05-plus", "S10-broken") else "",
+        )
+        for id, value in REGEXES.items()
+    ),
     *(case(id, _make(_json(schema)), UNSUPPORTED, routes=SAMPLED) for id, schema in SCHEMAS.items()),
     *(case(id, _make(fields), UNSUPPORTED, routes=SAMPLED) for id, fields in OTHERS.items()),
-    case("S01-33", _make(_json(_nested(40))), refused("unsupported_value", "invalid_json", within_s=0.1), routes=SAMPLED),
-)  # fmt: skip
+    case(
+        "S01-33", _make(_json(_nested(40))), refused("unsupported_value", "invalid_json", within_s=0.1), routes=SAMPLED
+    ),
+)

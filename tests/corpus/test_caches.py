@@ -20,12 +20,10 @@ from tests.corpus.routes import MODEL, Request, image, text
 from tests.corpus.watch import Watch
 from tests.media.corpus import encode, noise, png, png_chunk
 
-pytestmark = pytest.mark.corpus
 
-
-@pytest.fixture(params=["plain", "open"])
-def watch(servers: Servers, request: pytest.FixtureRequest) -> Iterator[Watch]:
-    found = servers.get(request.param)
+@pytest.fixture
+def watch(servers: Servers) -> Iterator[Watch]:
+    found = servers.get("plain")
     yield found
     complaints = found.check()
     assert not complaints, "\n".join(complaints)
@@ -107,6 +105,7 @@ def _one_pixel() -> list[bytes]:
     return [encode(Image.fromarray(each), "PNG") for each in (pixels, other)]
 
 
+@pytest.mark.corpus_quick
 @pytest.mark.parametrize("make", [_transposed, _palettes, _modes, _one_pixel], ids=["C01", "C02", "C03", "C16-pixel"])
 def test_pictures_that_look_alike_to_a_careless_hash_are_two(watch: Watch, make: Callable[[], list[bytes]]) -> None:
     first, second = make()
@@ -116,22 +115,32 @@ def test_pictures_that_look_alike_to_a_careless_hash_are_two(watch: Watch, make:
     assert_as_fresh(watch, [(shown(first), {}), (shown(second), {})])
 
 
+@pytest.mark.corpus
 def test_a_picture_at_another_size_is_another_entry(watch: Watch) -> None:
     """C04"""
     picture = files.data_url(scene_png(21, 420, 280))
-    asks = [[image(picture, **options), text()] for options in ({}, {"detail": "low"}, {"max_pixels": 20_000}, {"detail": "high"})]
+    asks = [
+        [image(picture, **options), text()]
+        for options in ({}, {"detail": "low"}, {"max_pixels": 20_000}, {"detail": "high"})
+    ]
     tokens = {media_of(ask(watch, parts))[0]["tokens"] for parts in asks}
     assert len(tokens) > 1
     assert_as_fresh(watch, [(parts, {}) for parts in asks])
 
 
+@pytest.mark.corpus
 def test_the_same_pixels_answer_the_same_whatever_carries_them(watch: Watch) -> None:
     """C05"""
     drawn = files.smooth(seed=3)
-    forms = [encode(drawn, "PNG"), encode(drawn, "WEBP", lossless=True, exact=True), encode(drawn.convert("RGBA"), "PNG")]
+    forms = [
+        encode(drawn, "PNG"),
+        encode(drawn, "WEBP", lossless=True, exact=True),
+        encode(drawn.convert("RGBA"), "PNG"),
+    ]
     assert len({answer_of(ask(watch, shown(form))) for form in forms}) == 1
 
 
+@pytest.mark.corpus
 def test_text_around_a_picture_is_told_apart_at_every_offset(watch: Watch) -> None:
     """C13, C07: the picture crosses block borders, moves by one token, stands last."""
     picture = files.data_url(scene_png(8))
@@ -140,6 +149,7 @@ def test_text_around_a_picture_is_told_apart_at_every_offset(watch: Watch) -> No
     assert_as_fresh(watch, [(parts, {"max_tokens": 6}) for parts in asks])
 
 
+@pytest.mark.corpus_quick
 def test_200_pairs_of_one_text_and_two_pictures_are_not_mixed(watch: Watch) -> None:
     """C16, at once."""
     pictures = [scene_png(seed) for seed in range(40)]
@@ -151,6 +161,7 @@ def test_200_pairs_of_one_text_and_two_pictures_are_not_mixed(watch: Watch) -> N
     assert got == [wanted[number] for number in order]
 
 
+@pytest.mark.corpus
 def test_the_order_of_pictures_counts(watch: Watch) -> None:
     """C17"""
     a, b, c = (scene_png(seed) for seed in (30, 31, 32))
@@ -158,8 +169,10 @@ def test_the_order_of_pictures_counts(watch: Watch) -> None:
     assert_as_fresh(watch, [(shown(*pair, question=question), {}) for pair in ((a, b), (b, a), (a, c), (a, a), (a,))])
 
 
+@pytest.mark.corpus_quick
 def test_answers_of_equal_request_ids_are_not_mixed(watch: Watch) -> None:
     """C10: 200 at once, all with one id."""
+
     def one(number: int) -> tuple[int, bytes, bytes]:
         request = body([text(f"Say {number}.")], max_tokens=4, user=f"user-{number}")
         headers = (*request.headers, *profiles.headers(watch.profile))
@@ -173,6 +186,7 @@ def test_answers_of_equal_request_ids_are_not_mixed(watch: Watch) -> None:
     assert [answer for _, _, answer in got] == [repr(answer).encode() for answer in wanted]
 
 
+@pytest.mark.corpus
 def test_n_completions_equal_single_ones_of_a_greedy_request(watch: Watch) -> None:
     """C19"""
     reply = ask(watch, shown(scene_png(12)), n=8)
@@ -181,12 +195,14 @@ def test_n_completions_equal_single_ones_of_a_greedy_request(watch: Watch) -> No
     assert set(texts) == {answer_of(ask(watch, shown(scene_png(12))))[0]}
 
 
+@pytest.mark.corpus
 def test_ids_of_clients_do_not_find_other_pictures(watch: Watch) -> None:
     """C20: equal uuids, other pictures."""
     asks = [[{**image(files.data_url(scene_png(seed))), "uuid": "the-same"}, text()] for seed in (40, 41, 42)]
     assert_as_fresh(watch, [(parts, {}) for parts in asks])
 
 
+@pytest.mark.corpus
 def test_salts_share_nothing(watch: Watch) -> None:
     """C08, without a clock: what is told about caches."""
     parts = shown(scene_png(50), question="Is there a box in this picture? " * 4)
@@ -199,6 +215,7 @@ def test_salts_share_nothing(watch: Watch) -> None:
         assert media_of(again)[0]["cache_hit"]
 
 
+@pytest.mark.corpus
 def test_keys_share_nothing_where_they_are_kept_apart(servers: Servers) -> None:
     """C08: --isolate-api-keys."""
     watch = servers.get("small")
@@ -212,6 +229,7 @@ def test_keys_share_nothing_where_they_are_kept_apart(servers: Servers) -> None:
     assert not watch.check()
 
 
+@pytest.mark.corpus
 def test_short_requests_with_aborts_between_equal_their_lone_runs(watch: Watch) -> None:
     """C11: rows are reused with seeds, penalties, bias and log-probabilities; a third of the clients leave."""
     rng = random.Random(11)
@@ -224,7 +242,10 @@ def test_short_requests_with_aborts_between_equal_their_lone_runs(watch: Watch) 
         {"bad_words": ["picture"], "min_tokens": 4},
         {"stop": ["a"], "n": 2},
     ]
-    asks = [([text(f"Number {n % 9}, please.")], {**settings[n % len(settings)], "max_tokens": 3 + n % 6}) for n in range(63)]
+    asks = [
+        ([text(f"Number {n % 9}, please.")], {**settings[n % len(settings)], "max_tokens": 3 + n % 6})
+        for n in range(63)
+    ]
     wanted = [fresh(watch, parts, **fields) for parts, fields in asks]
 
     def one(number: int) -> bool:
@@ -240,6 +261,7 @@ def test_short_requests_with_aborts_between_equal_their_lone_runs(watch: Watch) 
     assert not wrong
 
 
+@pytest.mark.corpus
 def test_a_cache_smaller_than_its_pictures_answers_right(servers: Servers) -> None:
     """C22: more pictures than a small encoder cache holds, in random order; see the options of the server `tight`."""
     watch = servers.get("tight")
@@ -255,6 +277,7 @@ def test_a_cache_smaller_than_its_pictures_answers_right(servers: Servers) -> No
     assert not watch.check()
 
 
+@pytest.mark.corpus
 def test_few_blocks_and_many_prefixes_answer_right(servers: Servers) -> None:
     """C14: blocks are taken from cached prefixes all the time."""
     watch = servers.get("tight")

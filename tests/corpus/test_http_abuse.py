@@ -20,12 +20,25 @@ from tests.corpus.profiles import KEY, OTHER_KEY, SMALL
 from tests.corpus.routes import Request, good_body
 from tests.corpus.watch import Watch, canary
 
-pytestmark = pytest.mark.corpus
-
 KEY_LINE = f"Authorization: Bearer {KEY}"
 PUBLIC = {"/health", "/health/live", "/health/ready", "/ready"}
-OTHER_PATHS = ("/", "/docs", "/openapi.json", "/playground/app.js", "/nothing", "/v1/nothing", "/favicon.ico", "/redoc",
-               "/v1/models/fovea-tiny", "/pause", "/metrics/", "//metrics", "/health/../metrics", "/ready/x", "/Health")  # fmt: skip
+OTHER_PATHS = (
+    "/",
+    "/docs",
+    "/openapi.json",
+    "/playground/app.js",
+    "/nothing",
+    "/v1/nothing",
+    "/favicon.ico",
+    "/redoc",
+    "/v1/models/fovea-tiny",
+    "/pause",
+    "/metrics/",
+    "//metrics",
+    "/health/../metrics",
+    "/ready/x",
+    "/Health",
+)
 
 
 @pytest.fixture
@@ -66,6 +79,7 @@ def _document(watch: Watch) -> dict[str, dict[str, object]]:
     return paths
 
 
+@pytest.mark.corpus_quick
 def test_every_route_but_health_needs_a_key(small: Watch) -> None:
     """H21: walks the document of the routes, and paths that are in none."""
     paths = [*_document(small), *OTHER_PATHS]
@@ -78,6 +92,7 @@ def test_every_route_but_health_needs_a_key(small: Watch) -> None:
             assert status in wanted, f"{method} {path} without a key: {status}"
 
 
+@pytest.mark.corpus
 def test_a_wrong_key_is_judged_before_the_body(small: Watch) -> None:
     """A hundred megabytes are announced; nothing of them is waited for."""
     reply = talk(small.server.port, http_abuse.post("Authorization: Bearer x", body=b"", length=10**8))
@@ -85,6 +100,7 @@ def test_a_wrong_key_is_judged_before_the_body(small: Watch) -> None:
     assert reply.elapsed_s < 0.25 * SLOW_MACHINE + 1
 
 
+@pytest.mark.corpus
 def test_headers_that_trickle_are_cut_off(small: Watch) -> None:
     """H11, with 200 connections at once; others are served meanwhile."""
     with contextlib.ExitStack() as stack:
@@ -99,6 +115,7 @@ def test_headers_that_trickle_are_cut_off(small: Watch) -> None:
         assert time.monotonic() - start < SMALL.header_timeout_s * 3 + 10
 
 
+@pytest.mark.corpus
 def test_a_byte_a_moment_does_not_keep_headers_alive(small: Watch) -> None:
     with connected(small) as connection:
         start = time.monotonic()
@@ -111,6 +128,7 @@ def test_a_byte_a_moment_does_not_keep_headers_alive(small: Watch) -> None:
         assert time.monotonic() - start < SMALL.header_timeout_s * 3 + 5
 
 
+@pytest.mark.corpus
 def test_a_body_that_stops_is_told_so_and_cut_off(small: Watch) -> None:
     """H12"""
     reply = talk(small.server.port, http_abuse.post(KEY_LINE, length=10_000), timeout_s=30)
@@ -120,6 +138,7 @@ def test_a_body_that_stops_is_told_so_and_cut_off(small: Watch) -> None:
     assert reply.elapsed_s < SMALL.body_timeout_s * 3 + 2
 
 
+@pytest.mark.corpus
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_client_that_leaves_in_its_body_costs_nothing(small: Watch, share: float) -> None:
     """H13"""
@@ -132,6 +151,7 @@ def test_a_client_that_leaves_in_its_body_costs_nothing(small: Watch, share: flo
     assert small.metrics().get("vllm:prompt_tokens_total") == before.get("vllm:prompt_tokens_total")
 
 
+@pytest.mark.corpus
 def test_a_client_that_closes_its_half_is_answered(small: Watch) -> None:
     """H13: nothing more to send is not the same as gone; either is allowed, a hang or an error is not."""
     reply = talk(small.server.port, http_abuse.post(KEY_LINE), half_close=True, timeout_s=30)
@@ -139,6 +159,7 @@ def test_a_client_that_closes_its_half_is_answered(small: Watch) -> None:
     assert reply.closed
 
 
+@pytest.mark.corpus
 def test_idle_connections_are_closed(small: Watch) -> None:
     """H14"""
     with connected(small) as connection:
@@ -148,6 +169,7 @@ def test_idle_connections_are_closed(small: Watch) -> None:
     assert seconds < SMALL.keep_alive_s * 3 + 5
 
 
+@pytest.mark.corpus
 def test_requests_around_the_idle_limit_are_answered_or_never_begun(small: Watch) -> None:
     """H14: the second request comes when the server may just be closing."""
     request = http_abuse.head("GET /health HTTP/1.1", close=False)
@@ -162,6 +184,7 @@ def test_requests_around_the_idle_limit_are_answered_or_never_begun(small: Watch
                 assert not data or data.startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.corpus
 def test_pipelined_requests_are_answered_in_order_up_to_the_bad_one(plain: Watch) -> None:
     """H16"""
     good = [http_abuse.head(f"GET /{'version' if n % 2 else 'health'} HTTP/1.1", close=False) for n in range(100)]
@@ -174,14 +197,18 @@ def test_pipelined_requests_are_answered_in_order_up_to_the_bad_one(plain: Watch
     assert bodies == [bool(n % 2) for n in range(60)]
 
 
+@pytest.mark.corpus
 def test_a_smuggled_request_is_not_served(plain: Watch) -> None:
     """H08: what follows a body that could be read in two ways is never a request."""
     inner = b"GET /version HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-    reply = talk(plain.server.port, http_abuse.post("Transfer-Encoding: chunked", body=b"0\r\n\r\n" + inner), timeout_s=30)
+    reply = talk(
+        plain.server.port, http_abuse.post("Transfer-Encoding: chunked", body=b"0\r\n\r\n" + inner), timeout_s=30
+    )
     assert reply.status == 400
     assert reply.raw.count(b"HTTP/1.1 ") == 1
 
 
+@pytest.mark.corpus
 def test_100_continue_comes_for_a_body_that_is_wanted_only(plain: Watch) -> None:
     """H26"""
     with connected(plain) as connection:
@@ -191,27 +218,39 @@ def test_100_continue_comes_for_a_body_that_is_wanted_only(plain: Watch) -> None
         connection.sendall(http_abuse.BODY)
         data, seconds = until_closed(connection)
     assert parse(data, seconds, True).status == 200
-    refused = talk(plain.server.port, http_abuse.post("Expect: 100-continue", body=b"", length=40 * 2**20), timeout_s=30)
+    refused = talk(
+        plain.server.port, http_abuse.post("Expect: 100-continue", body=b"", length=40 * 2**20), timeout_s=30
+    )
     assert refused.status == 413
     assert b"100 Continue" not in refused.raw
 
 
+@pytest.mark.corpus
 def test_spoofed_keys_in_other_places_do_not_count(small: Watch) -> None:
     lines = (f"X-Api-Key: {KEY}", f"Cookie: key={KEY}", f"Proxy-Authorization: Bearer {KEY}", f"api-key: {KEY}")
     for line in lines:
         assert talk(small.server.port, http_abuse.get("/v1/models", line)).status == 401
 
 
+@pytest.mark.corpus
 def test_both_keys_are_taken(small: Watch) -> None:
     for key in (KEY, OTHER_KEY):
         assert talk(small.server.port, http_abuse.get("/v1/models", f"Authorization: Bearer {key}")).status == 200
 
 
+@pytest.mark.corpus
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("wait_s", [0.0, 0.01, 0.03, 0.1, 0.3])
 def test_a_client_that_leaves_in_its_answer_frees_everything(plain: Watch, streams: bool, wait_s: float) -> None:
     """H29, P52: whatever the request has come to."""
-    body = {**json.loads(canary().body), "max_tokens": 2000, "ignore_eos": True, "n": 8, "temperature": 1, "stream": streams}
+    body = {
+        **json.loads(canary().body),
+        "max_tokens": 2000,
+        "ignore_eos": True,
+        "n": 8,
+        "temperature": 1,
+        "stream": streams,
+    }
     data = http_abuse.post(body=json.dumps(body).encode())
     for _ in range(3):
         with connected(plain) as connection:
@@ -220,6 +259,7 @@ def test_a_client_that_leaves_in_its_answer_frees_everything(plain: Watch, strea
     assert wait_until(lambda: not plain.metrics().get("fovea:requests_in_house"), 2 * SLOW_MACHINE)
 
 
+@pytest.mark.corpus
 def test_a_client_that_leaves_after_the_first_chunk_frees_all_rows(plain: Watch) -> None:
     """P52"""
     body = {**good_body("chat_stream"), "max_tokens": 3000, "ignore_eos": True, "n": 8, "temperature": 1}
@@ -231,6 +271,7 @@ def test_a_client_that_leaves_after_the_first_chunk_frees_all_rows(plain: Watch)
     assert wait_until(lambda: not plain.metrics().get("vllm:num_requests_running"), 1 * SLOW_MACHINE + 1)
 
 
+@pytest.mark.corpus
 def test_equal_requests_at_once_are_each_answered(plain: Watch) -> None:
     """H35"""
     headers = (("Content-Type", "application/json"), ("Idempotency-Key", "same"))
@@ -242,6 +283,7 @@ def test_equal_requests_at_once_are_each_answered(plain: Watch) -> None:
     assert len({answer_of(reply) for reply in replies}) == 1
 
 
+@pytest.mark.corpus
 def test_a_request_id_of_a_client_comes_back_if_it_is_harmless(plain: Watch) -> None:
     """H18"""
     good = send(plain.server.port, Request("/version", b"", ()), "abc_DEF-123", method="GET")
@@ -252,6 +294,7 @@ def test_a_request_id_of_a_client_comes_back_if_it_is_harmless(plain: Watch) -> 
         assert reply.headers["x-request-id"] not in ("", odd)
 
 
+@pytest.mark.corpus
 def test_large_and_odd_texts_make_one_short_log_line_each(plain: Watch) -> None:
     """H32; the lines themselves are looked at by the fixture."""
     for text in ("a\r\nfovea I forged line", "\x1b[31mred", "x" * 2**20):

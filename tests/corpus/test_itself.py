@@ -25,10 +25,48 @@ LIMITS = MediaLimits.from_config(ServerConfig())
 LEAST = {"U": 500, "I": 350, "D": 80, "J": 700, "P": 500, "T": 250, "E": 350, "V": 40, "S": 100, "L": 80, "H": 120}
 # The rows to have first, and those that stand for groups that are refused as a whole.
 FIRST_ROWS = (
-    "U01", "U06", "U12", "U22", "U25", "U33", "U40", "I01", "I02", "I08", "I10", "I13", "I16", "I17", "I23", "I31", "I33", "I34", "I36",
-    "V01", "V06", "D04", "D10", "J06", "J08", "J11", "J16", "J21", "P02", "P12", "P24", "P45", "T01", "T07", "T14", "E01", "E09",
-    "S05", "S10", "H09", "H22",
-)  # fmt: skip
+    "U01",
+    "U06",
+    "U12",
+    "U21",
+    "U25",
+    "U33",
+    "U40",
+    "I01",
+    "I02",
+    "I08",
+    "I10",
+    "I13",
+    "I16",
+    "I17",
+    "I23",
+    "I31",
+    "I33",
+    "I34",
+    "I36",
+    "V01",
+    "V06",
+    "D04",
+    "D10",
+    "J06",
+    "J08",
+    "J11",
+    "J16",
+    "J21",
+    "P02",
+    "P12",
+    "P24",
+    "P45",
+    "T01",
+    "T07",
+    "T14",
+    "E01",
+    "E09",
+    "S05",
+    "S10",
+    "H09",
+    "H22",
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +126,13 @@ def test_files_that_must_be_refused_are_refused(name: str) -> None:
 
 
 def test_hostile_files_are_small_on_the_wire() -> None:
-    made = [files.flat_png(13_000, 13_000), files.flat_webp(), files.text_bomb(), files.gif_comments(), files.header_png(2**31 - 1, 9)]
+    made = [
+        files.flat_png(13_000, 13_000),
+        files.flat_webp(),
+        files.text_bomb(),
+        files.gif_comments(),
+        files.header_png(2**31 - 1, 9),
+    ]
     assert max(map(len, made)) < 600_000
 
 
@@ -100,12 +144,19 @@ def test_the_upstream_counts_hits_by_scene(world: scene.World) -> None:
 
 # --- whoever judges --------------------------------------------------------------------------------------------------
 
-GOOD_ERROR = {"message": "n is 9; permitted: 1 to 8.", "type": "invalid_request_error", "param": "n", "code": "above_max_value"}
+GOOD_ERROR = {
+    "message": "n is 9; permitted: 1 to 8.",
+    "type": "invalid_request_error",
+    "param": "n",
+    "code": "above_max_value",
+}
 REQUEST = Request("/v1/chat/completions", b'{"n": 9, "stop": "/etc/passwd"}')
 EXPECT = refused("above_max_value", param="n", says="8")
 
 
-def reply(status: int = 400, error: object = GOOD_ERROR, elapsed_s: float = 0.01, headers: dict[str, str] | None = None) -> Reply:
+def reply(
+    status: int = 400, error: object = GOOD_ERROR, elapsed_s: float = 0.01, headers: dict[str, str] | None = None
+) -> Reply:
     body = json.dumps({"error": error}).encode()
     return Reply(status, {"x-request-id": "a"} if headers is None else headers, body, elapsed_s, True)
 
@@ -137,7 +188,7 @@ def test_a_good_refusal_has_no_complaints() -> None:
         (Reply(0, {}, b"", 0.1, False, True, b"nonsense"), "not HTTP"),
         (Reply(400, {"x-request-id": "a"}, reply().body, 0.1, True, False), "cut off"),
     ],
-)  # fmt: skip
+)
 def test_each_fault_of_a_refusal_is_noticed(bad: Reply, says: str) -> None:
     assert any(says in complaint for complaint in complaints(bad, EXPECT, REQUEST)), complaints(bad, EXPECT, REQUEST)
 
@@ -159,7 +210,8 @@ def test_a_stream_must_end_properly() -> None:
 
 
 def test_answers_are_read_whatever_their_form() -> None:
-    found = parse(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nX-A: b\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n", 0, True)
+    head = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nX-A: b\r\nTransfer-Encoding: chunked\r\n\r\n"
+    found = parse(head + b"2\r\nab\r\n0\r\n\r\n", 0, True)
     assert (found.status, found.headers["x-a"], found.body, found.complete) == (200, "b", b"ab", True)
     assert not parse(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", 0, True).complete
     assert parse(b"", 0, True).status == 0

@@ -28,7 +28,8 @@ class Upstream:
 
     @property
     def port(self) -> int:
-        return self._server.port
+        port: int = self._server.port
+        return port
 
     @property
     def requests(self) -> list[bytes]:

@@ -23,7 +23,15 @@ FETCH_TIMEOUT_S = 1.5  # of the `open` server
 # Hosts, by row. {p} is the port of a listener that must not be hit; addresses without a listener have port 80.
 DENIED_HOSTS: dict[str, tuple[str, ...]] = {
     "U01": ("127.0.0.1:{p}", "127.0.0.1", "127.255.255.254:{p}"),
-    "U02": ("localhost:{p}", "localhost", "LocalHost.", "LOCALHOST:{p}", "localhost.:{p}", "localhost.localdomain:{p}", "a.localhost:{p}"),
+    "U02": (
+        "localhost:{p}",
+        "localhost",
+        "LocalHost.",
+        "LOCALHOST:{p}",
+        "localhost.:{p}",
+        "localhost.localdomain:{p}",
+        "a.localhost:{p}",
+    ),
     "U03": ("127.1:{p}", "127.0.1:{p}", "0:{p}", "0.0.0.0:{p}"),
     "U04": ("[::1]:{p6}", "[::]:{p6}", "[0:0:0:0:0:0:0:1]:{p6}"),
     "U05": ("[::ffff:127.0.0.1]:{p}", "[::ffff:7f00:1]:{p}"),
@@ -40,28 +48,73 @@ DENIED_HOSTS: dict[str, tuple[str, ...]] = {
     "U17": ("[64:ff9b::7f00:1]:{p}", "[64:ff9b:1::a00:1]", "[64:ff9b::a9fe:a9fe]"),
     "U18": ("[2002:7f00:1::]:{p}", "[2002:a9fe:a9fe::]", "192.88.99.1", "[2001:db8::1]"),
     "U19": ("[::127.0.0.1]:{p}", "[::a9fe:a9fe]"),
-    "U22": ("user:pw@127.0.0.1:{p}", "127.0.0.1:{p}@example.com", "example.com@127.0.0.1:{p}", "example.com%40127.0.0.1:{p}"),
+    "U22": (
+        "user:pw@127.0.0.1:{p}",
+        "127.0.0.1:{p}@example.com",
+        "example.com@127.0.0.1:{p}",
+        "example.com%40127.0.0.1:{p}",
+    ),
     "U23": ("127.0.0.1:{p}#@example.com", "127.0.0.1:{p}?@example.com", "127.0.0.1:{p};example.com"),
-    "U24": ("127.0.0.1:{p}\\@example.com", "example.com\\@127.0.0.1:{p}", "127.0.0.1\t:{p}", "127.0.0.1\n:{p}", "127.0.0.1:{p}\r\nX: y"),
-    "U37": ("example.com:22", "example.com:25", "example.com:6379", "127.0.0.1:0", "127.0.0.1:99999", "127.0.0.1:{p}:90",
-            "127.0.0.1:+{p}", "127.0.0.1: {p}", "127.0.0.1:-1", "127.0.0.1:８０", "127.0.0.1:"),
-}  # fmt: skip
+    "U21": ("127.0.0.1:{p}\\@example.com", "example.com\\@127.0.0.1:{p}", "127.0.0.1:{p}\\.example.com"),
+    "U24": ("127.0.0.1\t:{p}", "127.0.0.1\n:{p}", "127.0.0.1:{p}\r\nX: y"),
+    "U37": (
+        "example.com:22",
+        "example.com:25",
+        "example.com:6379",
+        "127.0.0.1:0",
+        "127.0.0.1:99999",
+        "127.0.0.1:{p}:90",
+        "127.0.0.1:+{p}",
+        "127.0.0.1: {p}",
+        "127.0.0.1:-1",
+        "127.0.0.1:８０",
+        "127.0.0.1:",
+    ),
+}
 
 OTHER_FORMS: dict[str, tuple[str, ...]] = {
     "U33": ("file:///etc/passwd", "file://localhost/etc/passwd", "FILE:///etc/passwd", "file:/etc/passwd"),
     "U34": ("/etc/passwd", "../x.png", "C:\\x.png", "~/x", "\\\\host\\share\\x.png", "picture.png"),
-    "U36": ("ftp://127.0.0.1:{p}/a.png", "gopher://127.0.0.1:{p}/_x", "dict://127.0.0.1:{p}/d:x", "jar:http://127.0.0.1:{p}/!/a",
-            "unix:///var/run/docker.sock", "s3://bucket/a.png", "blob:http://127.0.0.1:{p}/1", "javascript:alert(1)",
-            "http+unix://x/a", "ws://127.0.0.1:{p}/"),
-    "U49": (" ", "http://", "http:///x", "http:x", "//127.0.0.1:{p}/x", "http:/127.0.0.1:{p}/x", "http:\\\\127.0.0.1:{p}\\x",
-            "http://?x", "http://#x", "https://", "http://[", "http://]/", "http://[::1", "http://.", "http://..", "http://%31%32%37.0.0.1:{p}/",
-            " http://127.0.0.1:{p}/", "http://127.0.0.1:{p}/a b", "ht\ttp://127.0.0.1:{p}/", "http://-a.example/"),
-}  # fmt: skip
+    "U36": (
+        "ftp://127.0.0.1:{p}/a.png",
+        "gopher://127.0.0.1:{p}/_x",
+        "dict://127.0.0.1:{p}/d:x",
+        "jar:http://127.0.0.1:{p}/!/a",
+        "unix:///var/run/docker.sock",
+        "s3://bucket/a.png",
+        "blob:http://127.0.0.1:{p}/1",
+        "javascript:alert(1)",
+        "http+unix://x/a",
+        "ws://127.0.0.1:{p}/",
+    ),
+    "U49": (
+        " ",
+        "http://",
+        "http:///x",
+        "http:x",
+        "//127.0.0.1:{p}/x",
+        "http:/127.0.0.1:{p}/x",
+        "http:\\\\127.0.0.1:{p}\\x",
+        "http://?x",
+        "http://#x",
+        "https://",
+        "http://[",
+        "http://]/",
+        "http://[::1",
+        "http://.",
+        "http://..",
+        "http://%31%32%37.0.0.1:{p}/",
+        " http://127.0.0.1:{p}/",
+        "http://127.0.0.1:{p}/a b",
+        "ht\ttp://127.0.0.1:{p}/",
+        "http://-a.example/",
+    ),
+}
 
 
 def deny_cases() -> list[Case]:
     cases = []
-    quick = {"U01", "U06", "U12", "U33"}
+    quick = {"U01", "U06", "U12", "U21", "U33"}
     for row, hosts in DENIED_HOSTS.items():
         for number, host in enumerate(hosts):
             flags = "quick" if row in quick and number == 0 else ""
@@ -166,11 +219,16 @@ def fetch_cases() -> list[Case]:
         ("U47-reset", _upstream("reset"), _failed(), ""),
         ("U47-short", _upstream("short"), _failed(slow), ""),
         ("U48-http09", _upstream("garbage"), _failed(), ""),
-    ]  # fmt: skip
+    ]
     rows += [
-        (f"U25-{status}", _redirect_to(status, "http://[::1]:{p6}/a.png"), refused_after_one, "quick" if status == 302 else "")
+        (
+            f"U25-{status}",
+            _redirect_to(status, "http://[::1]:{p6}/a.png"),
+            refused_after_one,
+            "quick" if status == 302 else "",
+        )
         for status in (301, 302, 303, 307, 308)
-    ]  # fmt: skip
+    ]
     rows += [
         ("U25-to-0.0.0.0", _redirect_to(302, "http://0.0.0.0:{p}/a.png"), refused_after_one, ""),
         ("U25-to-mapped", _redirect_to(302, "http://[::ffff:0.0.0.0]:{p}/a.png"), refused_after_one, ""),
@@ -206,11 +264,24 @@ def repeat_cases() -> list[Case]:
 
 # Below the folder of the case, which holds media/ (permitted), media2/, outside.png.
 BAD_FILES: tuple[str, ...] = (
-    "media/../outside.png", "media/%2e%2e/outside.png", "media/..%2foutside.png", "media/....//outside.png",
-    "media/inner/../../outside.png", "media2/good.png", "outside.png", "media/link.png", "media/pipe.png", "media/zero",
-    "media", "media/", "media/missing.png", "media/good.png%00.txt", "media/good.png?x=1", "media/good.png#x",
+    "media/../outside.png",
+    "media/%2e%2e/outside.png",
+    "media/..%2foutside.png",
+    "media/....//outside.png",
+    "media/inner/../../outside.png",
+    "media2/good.png",
+    "outside.png",
+    "media/link.png",
+    "media/pipe.png",
+    "media/zero",
+    "media",
+    "media/",
+    "media/missing.png",
+    "media/good.png%00.txt",
+    "media/good.png?x=1",
+    "media/good.png#x",
     "media/%252e%252e/outside.png",
-)  # fmt: skip
+)
 GOOD_FILES: tuple[str, ...] = (
     "media/good.png",
     "media/inner/good.png",
@@ -218,9 +289,18 @@ GOOD_FILES: tuple[str, ...] = (
     "media/inside_link.png",
 )
 OTHER_FILES: tuple[str, ...] = (
-    "file:///etc/passwd", "file://example.com/etc/passwd", "file:///dev/zero", "file:///dev/stdin", "file:///proc/self/environ",
-    "file:media/good.png", "file://media/good.png", "file:///", "file://", "file:////etc/passwd", "/etc/passwd",
-)  # fmt: skip
+    "file:///etc/passwd",
+    "file://example.com/etc/passwd",
+    "file:///dev/zero",
+    "file:///dev/stdin",
+    "file:///proc/self/environ",
+    "file:media/good.png",
+    "file://media/good.png",
+    "file:///",
+    "file://",
+    "file:////etc/passwd",
+    "/etc/passwd",
+)
 
 
 def file_cases() -> list[Case]:

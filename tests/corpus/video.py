@@ -14,7 +14,10 @@ UNSUPPORTED = refused("unsupported_value", param="messages.0.content.0", hits=0,
 FRAME = "iVBORw0KGgo="
 
 PARTS: dict[str, dict[str, Any]] = {
-    "V01-5000-frames": {"type": "video_url", "video_url": {"url": "data:video/jpeg;base64," + ",".join([FRAME] * 5000)}},
+    "V01-5000-frames": {
+        "type": "video_url",
+        "video_url": {"url": "data:video/jpeg;base64," + ",".join([FRAME] * 5000)},
+    },
     "V04-fps": {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}, "fps": 1e9},
     "V06-max-frames": {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}, "max_frames": 10**6},
     "V07-num-frames": {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}, "num_frames": 2**63},
@@ -44,10 +47,21 @@ def _video_as_image(_: Scene) -> Parts:
 
 
 CASES: tuple[Case, ...] = (
-    *(case(id, _part(part), UNSUPPORTED, routes=CHATS, flags="quick" if id[:3] in ("V01", "V06") else "")
-      for id, part in PARTS.items()),
+    *(
+        case(id, _part(part), UNSUPPORTED, routes=CHATS, flags="quick" if id[:3] in ("V01", "V06") else "")
+        for id, part in PARTS.items()
+    ),
     *(case(id, _fetched(kind), UNSUPPORTED, routes=CHATS, profile="open") for id, kind in FETCHED.items()),
-    case("V19-video-as-image", _video_as_image, refused("invalid_data_url", "invalid_image", "unsupported_image_format"), routes=CHATS),
-    case("V09-media-io-kwargs", lambda _: Fields({"media_io_kwargs": {"video": {"num_frames": -1}}}),
-         refused("unsupported_value", param="media_io_kwargs"), routes=CHATS),
-)  # fmt: skip
+    case(
+        "V19-video-as-image",
+        _video_as_image,
+        refused("invalid_data_url", "invalid_image", "unsupported_image_format"),
+        routes=CHATS,
+    ),
+    case(
+        "V09-media-io-kwargs",
+        lambda _: Fields({"media_io_kwargs": {"video": {"num_frames": -1}}}),
+        refused("unsupported_value", param="media_io_kwargs"),
+        routes=CHATS,
+    ),
+)

@@ -1,4 +1,4 @@
-"""What must hold after every case, whatever it was: the server is healthy, answers as ever, owns nothing, said nothing."""
+"""What must hold after every case: the server is healthy, answers as ever, owns nothing, told nothing."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def _parsed(line: str) -> dict[str, Any]:
 
 
 def canary(number: int | None = None) -> Request:
-    """A good request with a bundled picture and a secret that nobody else may ever see; `number` makes it one of many."""
+    """A good request with a bundled picture and a secret that nobody else may see; `number` makes it one of many."""
     ask = bundled_asks()[0]
     content: Sequence[Any] = [image(files.data_url(ask.pictures[0].read_bytes())), text(ask.question)]
     secret = SECRET if number is None else f"{SECRET}-{number}"

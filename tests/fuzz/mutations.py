@@ -37,14 +37,14 @@ def _position(data: bytearray, rng: random.Random) -> int:
 
 
 def flip_bits(data: bytearray, rng: random.Random, _: Sequence[bytes]) -> bytearray:
-    for _ in range(rng.randint(1, 8)):
+    for _time in range(rng.randint(1, 8)):
         if data:
             data[_position(data, rng)] ^= 1 << rng.randrange(8)
     return data
 
 
 def set_bytes(data: bytearray, rng: random.Random, _: Sequence[bytes]) -> bytearray:
-    for _ in range(rng.randint(1, 4)):
+    for _time in range(rng.randint(1, 4)):
         if data:
             data[_position(data, rng)] = rng.choice((*ODD_BYTES, rng.randrange(256)))
     return data
@@ -129,6 +129,19 @@ def _split(data: bytes, start: int, length: Callable[[int], int]) -> list[bytes]
 
 
 MUTATIONS: tuple[Mutate, ...] = (
-    flip_bits, flip_bits, set_bytes, set_bytes, cut, cut_out, set_size, set_size, set_size, swap_parts, double_part, splice, insert,
-    swap_chunks, swap_chunks,
-)  # fmt: skip
+    flip_bits,
+    flip_bits,
+    set_bytes,
+    set_bytes,
+    cut,
+    cut_out,
+    set_size,
+    set_size,
+    set_size,
+    swap_parts,
+    double_part,
+    splice,
+    insert,
+    swap_chunks,
+    swap_chunks,
+)

@@ -45,7 +45,11 @@ def _png() -> list[bytes]:
     made += [odd[name][0] for name in ("one-bit", "palette-png", "palette-out-of-range", "interlaced")]
     made += [clear[name][0] for name in ("rgb-colour-key", "grey-colour-key", "palette-entry")]
     made += [encode(_noisy(20, 12, 4), "PNG"), files.oriented("PNG", 6), files.animated("PNG")]
-    made.append(files.with_chunks(png_chunk(b"tEXt", b"a\0b"), png_chunk(b"gAMA", b"\0\0\xb1\x8f"), png_chunk(b"zTXt", b"k\0\0x")))
+    made.append(
+        files.with_chunks(
+            png_chunk(b"tEXt", b"a\0b"), png_chunk(b"gAMA", b"\0\0\xb1\x8f"), png_chunk(b"zTXt", b"k\0\0x")
+        )
+    )
     return made
 
 
@@ -76,7 +80,11 @@ def _gif() -> list[bytes]:
     made += [files.transparent_pairs()["gif-entry"][0], files.animated("GIF"), encode(_noisy(33, 17, 1), "GIF")]
     made += [encode(_noisy(33, 17).quantize(8), "GIF", interlace=interlace) for interlace in (0, 1)]
     made += [encode(_noisy(33, 17).quantize(8), "GIF", comment=b"hello"), files.gif_comments(20)]
-    made += [files.gif_frame((4, 4), (0, 0, 4, 4)), files.gif_frame((20, 20), (10, 10, 4, 4)), files.gif_frame((2, 2), (1, 1, 4, 4))]
+    made += [
+        files.gif_frame((4, 4), (0, 0, 4, 4)),
+        files.gif_frame((20, 20), (10, 10, 4, 4)),
+        files.gif_frame((2, 2), (1, 1, 4, 4)),
+    ]
     return made
 
 
@@ -87,15 +95,41 @@ def bodies() -> tuple[tuple[str, bytes], ...]:
         **good_body("chat"),
         "messages": [
             {"role": "system", "content": "Be short."},
-            {"role": "user", "content": [image(files.data_url(files.good_png(8, 8)), detail="low"), text("What is it?")]},
+            {
+                "role": "user",
+                "content": [image(files.data_url(files.good_png(8, 8)), detail="low"), text("What is it?")],
+            },
             {"role": "assistant", "content": "A box."},
             {"role": "user", "content": "Are you sure? é \u4e2d \U0001f600"},
         ],
-        "stop": ["\n", "x"], "logit_bias": {"5": 1.5}, "logprobs": True, "top_logprobs": 2, "n": 2, "seed": 3, "top_p": 0.9,
-        "stream_options": None, "user": "u", "cache_salt": "s", "fovea": {"media": True}, "chat_template_kwargs": {"a": [1, {"b": None}]},
-    }  # fmt: skip
-    completion = {**good_body("completions"), "prompt": [32, 577], "echo": False, "logprobs": 1, "bad_words": ["a"], "min_tokens": 1}
-    several = [("/v1/chat/completions", chat), ("/v1/chat/completions", good_body("chat_stream")), ("/v1/completions", completion),
-               ("/v1/completions", good_body("completions_stream")), ("/tokenize", good_body("tokenize_chat")),
-               ("/tokenize", good_body("tokenize_text")), ("/detokenize", good_body("detokenize"))]  # fmt: skip
+        "stop": ["\n", "x"],
+        "logit_bias": {"5": 1.5},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "n": 2,
+        "seed": 3,
+        "top_p": 0.9,
+        "stream_options": None,
+        "user": "u",
+        "cache_salt": "s",
+        "fovea": {"media": True},
+        "chat_template_kwargs": {"a": [1, {"b": None}]},
+    }
+    completion = {
+        **good_body("completions"),
+        "prompt": [32, 577],
+        "echo": False,
+        "logprobs": 1,
+        "bad_words": ["a"],
+        "min_tokens": 1,
+    }
+    several = [
+        ("/v1/chat/completions", chat),
+        ("/v1/chat/completions", good_body("chat_stream")),
+        ("/v1/completions", completion),
+        ("/v1/completions", good_body("completions_stream")),
+        ("/tokenize", good_body("tokenize_chat")),
+        ("/tokenize", good_body("tokenize_text")),
+        ("/detokenize", good_body("detokenize")),
+    ]
     return tuple((path, json.dumps(body, ensure_ascii=False).encode()) for path, body in several)

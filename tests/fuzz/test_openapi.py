@@ -52,5 +52,7 @@ def test_answers_are_what_the_document_says(brief: Watch, tmp_path: Path, capsys
 
 
 def _summary(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if "generated" in line or "passed" in line or "failed" in line]
+    lines = [
+        line.strip() for line in output.splitlines() if "generated" in line or "passed" in line or "failed" in line
+    ]
     return "; ".join(lines[-4:])

@@ -125,7 +125,7 @@ def test_a_worker_that_hangs_is_killed_and_replaced_and_its_request_told() -> No
     with_pool(work, prepare_timeout_s=0.5)
 
 
-def test_a_worker_that_dies_fails_its_own_request_and_is_replaced() -> None:
+def test_a_worker_that_dies_is_replaced_and_its_request_given_to_another() -> None:
     async def work(pool: PreparePool) -> None:
         await pool.prepare(chat(), None)
         for pid in pool.pids():
@@ -136,7 +136,7 @@ def test_a_worker_that_dies_fails_its_own_request_and_is_replaced() -> None:
         os.kill(victim, signal.SIGKILL)
         os.kill(other, signal.SIGCONT)
         outcomes = await asyncio.gather(first, second, return_exceptions=True)
-        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["MediaDecodeError", "PrepareReply"]
+        assert [type(outcome).__name__ for outcome in outcomes] == ["PrepareReply", "PrepareReply"]
         assert isinstance((await pool.prepare(chat(), None)).message, Done)
 
     with_pool(work)

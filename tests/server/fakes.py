@@ -22,6 +22,7 @@ from fovea.core.types import (
     TokenLogprobs,
 )
 from fovea.pipeline.preparer import Counted
+from fovea.server.admission import Admission, Reading
 from fovea.server.app import build_app
 from fovea.server.ask import Ask, ServiceStatus
 
@@ -89,6 +90,9 @@ class FakeService:
     metrics: FakeMetrics = field(default_factory=lambda: FakeMetrics())
     opened: int = 0
     closed: int = 0
+
+    def reading(self) -> Reading:
+        return Admission(self.config).reading()
 
     async def answer(self, ask: Ask) -> RequestOutput:
         async for item in self.stream(ask):

@@ -49,6 +49,17 @@ def log_one(path: str = "/v1/chat/completions") -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "level"), [("/health", 200, "DEBUG"), ("/health", 503, "INFO"), ("/x", 200, "INFO")]
+)
+def test_a_probe_that_was_answered_is_logged_for_debugging_only(
+    path: str, status: int, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, logger="fovea.access"):
+        log_request(request_id="r", method="GET", path=path, status=status, seconds=0.0, fields={})
+    assert [record.levelname for record in caplog.records] == [level]
+
+
 def test_a_line_in_json_holds_what_happened(tmp_path: Path) -> None:
     pipe, _ = written(tmp_path / "log", ServerConfig(log_format="json"))
     log_one()

@@ -146,3 +146,26 @@ def test_when_to_come_back_follows_the_pace_of_exits() -> None:
     with pytest.raises(UnavailableError) as caught:
         one.admit(0)
     assert caught.value.retry_after_s == MAX_RETRY_S
+
+
+def test_a_body_that_is_read_counts_until_it_is_read() -> None:
+    admission = Admission(ServerConfig(max_queued_media_bytes=1000))
+    with admission.reading() as first, admission.reading() as second:
+        first.add(600)
+        second.add(400)
+        with pytest.raises(UnavailableError):
+            second.add(1)
+        assert admission.num_bytes == 1000
+    assert admission.num_bytes == 0
+
+
+def test_a_body_alone_may_be_as_large_as_a_body_may_be() -> None:
+    admission = Admission(ServerConfig(max_queued_media_bytes=1000))
+    with admission.reading() as reading:
+        reading.add(5000)
+
+
+def test_no_body_is_read_for_a_house_that_is_full() -> None:
+    admission = Admission(ServerConfig(max_num_seqs=1, max_num_queued_reqs=0))
+    with admission.admit(0), pytest.raises(UnavailableError):
+        admission.reading()

@@ -109,7 +109,7 @@ def test_an_unexpected_error_is_logged_and_not_told(caplog: pytest.LogCaptureFix
     asked = request()
     with caplog.at_level(logging.ERROR, logger="fovea.server"):
         try:
-            raise KeyError("/home/secret")
+            raise KeyError("/srv/secret")
         except KeyError as error:
             response = asyncio.run(on_unexpected_error(asked, error))
     assert response.status_code == 500
@@ -125,7 +125,7 @@ def test_starlettes_own_errors_take_our_shape() -> None:
     assert (missing.status_code, content(missing)["code"]) == (404, "not_found")
     wrong = asyncio.run(on_http_exception(asked, HTTPException(405, headers={"Allow": "POST"})))
     assert (wrong.status_code, content(wrong)["code"], wrong.headers["allow"]) == (405, "method_not_allowed", "POST")
-    odd = asyncio.run(on_http_exception(asked, HTTPException(418, detail="/home/secret")))
+    odd = asyncio.run(on_http_exception(asked, HTTPException(418, detail="/srv/secret")))
     assert (odd.status_code, b"secret" in bytes(odd.body)) == (500, False)
 
 

@@ -34,7 +34,7 @@ def test_choices_are_those_of_the_type() -> None:
 
 
 def test_a_message_of_unknown_form_becomes_a_fixed_sentence() -> None:
-    error = violation("Something at /home/x <object at 0x7f00> - at `$.one[0]`", b"{}", Outer)
+    error = violation("Something at /srv/x <object at 0x7f00> - at `$.one[0]`", b"{}", Outer)
     assert (error.code, error.param) == ("invalid_value", "one.0")
     assert str(error) == "one.0 does not have a permitted value."
     assert violation("Expected `strange` in a new way", b"{}", Outer).code == "invalid_type"

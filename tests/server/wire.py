@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from fovea.core.errors import UnavailableError
 from fovea.core.server_config import ServerConfig
 from fovea.server.access_log import logger as access_logger
+from fovea.server.admission import Admission
 from fovea.server.body import decode, read_body
 from fovea.server.edge import wrap
 from fovea.server.errors import exception_handlers
@@ -164,13 +165,15 @@ def tiny_app(config: ServerConfig, seen: Seen) -> Starlette:
         return JSONResponse({"tenant": request.scope["state"]["tenant"], "path": request.scope["path"]})
 
     async def echo(request: Request) -> Response:
-        data = await read_body(request, config)
+        with Admission(config).reading() as reading:
+            data = await read_body(request, config, reading)
         seen.bodies.append(data)
         body = decode(data, EchoBody)
         return Response(body.text.encode() + b"x" * body.size)
 
     async def slow(request: Request) -> Response:
-        await read_body(request, config)
+        with Admission(config).reading() as reading:
+            await read_body(request, config, reading)
         try:
             await asyncio.sleep(WAIT_S)
         except asyncio.CancelledError:
@@ -185,7 +188,7 @@ def tiny_app(config: ServerConfig, seen: Seen) -> Starlette:
         raise UnavailableError("The server is full.", retry_after_s=7)
 
     async def broken(request: Request) -> Response:
-        raise KeyError("/home/secret at 0x7f0000000000")
+        raise KeyError("/srv/secret at 0x7f0000000000")
 
     handlers: dict[str, Callable[[Request], Awaitable[Response]]] = {
         "/health": health, "/who": who, "/stream": stream, "/full": full, "/broken": broken,
@@ -225,7 +228,7 @@ def logged() -> Iterator[list[dict[str, Any]]]:
     handler = Keep()
     before = access_logger.level
     access_logger.addHandler(handler)
-    access_logger.setLevel(logging.INFO)
+    access_logger.setLevel(logging.DEBUG)
     try:
         yield lines
     finally:

@@ -184,6 +184,14 @@ class AsyncChannel:
         self.is_open = True
         self.is_breached = False
 
+    def has_ended(self) -> bool:
+        """Whether the other side is gone, even if the loop has not heard of it yet."""
+        if not self.is_open:
+            return True
+        poll = select.poll()
+        poll.register(self._sock, 0)  # only what is always told: the end
+        return bool(poll.poll(0))
+
     def send(self, payload: bytes, blob: int | None = None) -> None:
         """Never blocks. `blob` stays the caller's and may be closed at once."""
         if not self.is_open:

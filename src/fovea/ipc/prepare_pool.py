@@ -1,7 +1,7 @@
 """The front's side of preparing: hands tasks to worker processes, and kills those that take too long.
 
-A worker has one task at a time. One that dies, hangs or leaves is replaced by a fork of the zygote; only its own
-request fails. A zygote that dies is replaced too, and what can't be started now is tried again.
+A worker has one task at a time. One that dies, hangs or leaves is replaced by a fork of the zygote; only a request that
+hangs one, or ends two, fails. A zygote that dies is replaced too, and what can't be started now is tried again.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from fovea.ipc.process import WorkerStartError, exit_reason, spawn
 
 MAX_WORKERS = 8
 FORK_RETRY_S = 0.5
+FORK_TIMEOUT_S = 5.0
 REVIVE_AFTER_S = 1.0
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -97,8 +98,20 @@ class PreparePool:
         """Raises FoveaError: the worker's refusal, or what became of the worker. `blob` stays the caller's."""
         if self.is_broken:
             raise UnavailableError("Requests can't be prepared now.", code="engine_dead", retry_after_s=5)
+        # A worker may end for another reason than its request: that gets one more.
+        reply = await self._try(task, blob) or await self._try(task, blob)
+        if reply is None:
+            raise MediaDecodeError(
+                "The request could not be prepared: the process that decoded it ended. A picture in it may be broken.",
+                code="invalid_image",
+            )
+        return reply
+
+    async def _try(self, task: Task, blob: int | None) -> PrepareReply | None:
+        """None if the worker ended without an answer."""
         worker = await self._idle.get()
-        while worker.is_gone:
+        while worker.has_ended():
+            self._discard(worker, kill=False)
             worker = await self._idle.get()
         try:
             worker.ask(encode(task), blob)
@@ -115,10 +128,7 @@ class PreparePool:
             self._discard(worker, kill=True)
             raise
         if frame is None:
-            raise MediaDecodeError(
-                "The request could not be prepared: the process that decoded it ended. A picture in it may be broken.",
-                code="invalid_image",
-            )
+            return None
         reply = self._decode(worker, frame)
         if worker.is_leaving:
             self._discard(worker, kill=False)
@@ -174,6 +184,7 @@ class PreparePool:
             self._channel.send(encode(Fork()), theirs.fileno())
         self._workers.add(worker)
         self._forking.append(worker)
+        asyncio.get_running_loop().call_later(FORK_TIMEOUT_S, self._check_forked, worker)
 
     def _zygote_says(self, frame: Frame) -> None:
         assert self._started is not None
@@ -227,6 +238,11 @@ class PreparePool:
                 self.is_broken = False
                 return
 
+    def _check_forked(self, worker: _Worker) -> None:
+        if worker in self._forking and self._zygote is not None:
+            logger.error("the process that forks workers hangs and is killed")
+            self._zygote.kill()
+
     def _fork_later(self, why: str) -> None:
         logger.warning("a preparing worker could not be made: %s; tried again in %g s", why, FORK_RETRY_S)
         asyncio.get_running_loop().call_later(FORK_RETRY_S, self._fork)
@@ -260,6 +276,9 @@ class _Worker:
         self.is_gone = False
         self.is_leaving = False
         self._waiter: asyncio.Future[Frame | None] | None = None
+
+    def has_ended(self) -> bool:
+        return self.is_gone or self.channel is None or self.channel.has_ended()
 
     def ask(self, payload: bytes, blob: int | None) -> None:
         assert self.channel is not None

@@ -13,8 +13,8 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import replace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec

@@ -23,15 +23,13 @@ _STDERR = 2
 
 
 def spawn(module: str, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Run `python -m module SOCKET PARENT`. The socket is our end of the pair."""
+    """Run `python -m module SOCKET PARENT` with variables beside our own. The socket is our end of the pair."""
     ours, theirs = socket_pair()
+    command = [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())]
+    if environment:
+        command = ["/usr/bin/env", *(f"{name}={value}" for name, value in environment.items()), *command]
     with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **environment},
-        )
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
     return process, ours
 
 

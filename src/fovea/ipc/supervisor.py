@@ -50,6 +50,7 @@ from fovea.ipc.process import WorkerStartError, exit_reason, spawn
 EngineState = Literal["loading", "ready", "dead", "gone"]
 DEATH_WINDOW_S = 300.0
 WATCH_EVERY_S = 0.25
+MAX_WATCH_GAP_S = 1.0
 GPU_WATCHDOG_S, CPU_WATCHDOG_S = 20.0, 60.0
 RESTART_RETRY_AFTER_S = 5
 RESPAWN_AFTER_S = 1.0
@@ -316,13 +317,16 @@ class Supervisor:
         return self._process.wait()
 
     async def _watch_heartbeat(self) -> None:
-        last = 0
+        last, looked = 0, time.monotonic()
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
+            now = time.monotonic()
+            slept_s, looked = now - looked, now
             if self._heartbeat is None:
                 continue
+            if slept_s > MAX_WATCH_GAP_S:  # we did not run either: a paused container, a machine without time
+                self._beaten += slept_s
             (beats,) = HEARTBEAT.unpack_from(self._heartbeat, 0)
-            now = time.monotonic()
             if beats != last:
                 last, self._beaten = beats, now
             elif now - self._beaten > self._watchdog_s():

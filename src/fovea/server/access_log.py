@@ -38,6 +38,7 @@ STDERR = 2
 NOTABLE = frozenset(
     {"prompt_tokens", "cached_tokens", "output_tokens", "pictures", "ttft_s", "queue_s", "media_s", "finish_reason"}
 )
+PROBES = frozenset({"/health", "/health/live", "/health/ready", "/ready", "/metrics"})
 LEVELS: Mapping[str, int] = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -64,7 +65,8 @@ def log_request(
         "client": client,
         **{name: round(value, 6) if isinstance(value, float) else value for name, value in fields.items()},
     }
-    logger.info("request", extra={"fields": line})
+    # Probes come every few seconds from every monitor; one that was answered is no news.
+    logger.log(logging.DEBUG if path in PROBES and status == 200 else logging.INFO, "request", extra={"fields": line})
 
 
 class LineFormatter(logging.Formatter):

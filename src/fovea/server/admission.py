@@ -58,6 +58,28 @@ class Seat:
         self.release()
 
 
+class Reading:
+    """A body that is being read: its bytes count as those of a request do, from the first to the last."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._num_bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Raises UnavailableError if bodies and pictures together now take too much."""
+        self._admission._check_bytes(num_bytes, num_others=self._admission.num_bytes - self._num_bytes)
+        self._num_bytes += num_bytes
+        self._admission.num_bytes += num_bytes
+
+    def __enter__(self) -> Reading:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._admission.num_bytes -= self._num_bytes
+
+
 class Admission:
     """Not for threads: the event loop's own."""
 
@@ -73,7 +95,20 @@ class Admission:
         self.num_waiting_tokens = 0
         self.num_bytes = 0
 
+    def reading(self) -> Reading:
+        """For a body that is about to be read. Raises UnavailableError if it would be read in vain."""
+        self._check_room()
+        return Reading(self)
+
     def admit(self, num_body_bytes: int) -> Seat:
+        self._check_room()
+        self._check_bytes(num_body_bytes, num_others=self.num_seats)
+        self.num_seats += 1
+        self.num_waiting += 1
+        self.num_bytes += num_body_bytes
+        return Seat(self, num_body_bytes)
+
+    def _check_room(self) -> None:
         if self.draining:
             raise UnavailableError(
                 "The server is shutting down and takes no new requests.",
@@ -84,11 +119,6 @@ class Admission:
             raise self._full(f"{self._max_seats} requests are running or waiting (max_num_seqs + max_num_queued_reqs)")
         if self.num_waiting_tokens >= self._max_tokens:
             raise self._full(f"{self._max_tokens:,} prompt tokens are waiting (max_num_queued_tokens)")
-        self._check_bytes(num_body_bytes, num_others=self.num_seats)
-        self.num_seats += 1
-        self.num_waiting += 1
-        self.num_bytes += num_body_bytes
-        return Seat(self, num_body_bytes)
 
     def retry_after_s(self) -> int:
         """Whole seconds until a place should be free: the requests ahead, at the pace of recent exits."""

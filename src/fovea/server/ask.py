@@ -10,6 +10,7 @@ from fovea.core.params import SamplingParams
 from fovea.core.server_config import ServerConfig
 from fovea.core.types import Delta, RequestOutput
 from fovea.pipeline.preparer import Counted
+from fovea.server.admission import Reading
 
 ServiceStatus = Literal["loading", "ready", "draining", "dead"]
 
@@ -56,6 +57,10 @@ class ServiceLike(Protocol):
     @property
     def is_live(self) -> bool:
         """The engine makes steps when there is work; while it loads for the first time, it counts as live."""
+        ...
+
+    def reading(self) -> Reading:
+        """Around reading a body: refused if the server is full already, and its bytes are counted as they come."""
         ...
 
     async def answer(self, ask: Ask) -> RequestOutput:

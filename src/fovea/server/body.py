@@ -28,6 +28,7 @@ from fovea.core.errors import (
     UnsupportedTypeError,
 )
 from fovea.core.server_config import ServerConfig
+from fovea.server.admission import Reading
 from fovea.server.errors import ClientGone
 from fovea.server.violations import violation
 
@@ -46,7 +47,7 @@ PAIR = r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 LONE_SURROGATE = re.compile(rf"[^\\]*+(?:(?:{PAIR}|\\(?!u[dD][89a-fA-F]).)[^\\]*+)*+{SURROGATE}".encode(), re.DOTALL)
 
 
-async def read_body(request: Request, config: ServerConfig) -> bytes:
+async def read_body(request: Request, config: ServerConfig, reading: Reading) -> bytes:
     """The whole body, at most `max_body_bytes`, within `body_timeout_s`; ClientGone if the client hangs up."""
     check_headers(request, config.max_body_bytes)
     pieces: list[bytes] = []
@@ -63,6 +64,7 @@ async def read_body(request: Request, config: ServerConfig) -> bytes:
                 num_bytes += len(piece)
                 if num_bytes > config.max_body_bytes:
                     raise too_large(config.max_body_bytes)
+                reading.add(len(piece))
                 pieces.append(piece)
     except TimeoutError:
         raise SlowClientError(

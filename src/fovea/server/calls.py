@@ -42,8 +42,9 @@ class Call:
 async def read_call(request: Request, service: ServiceLike, type: type[BodyT]) -> tuple[BodyT, Call]:
     """Read and decode the body of a request, and judge what needs no knowledge of the route."""
     config = service.config
-    data = await read_body(request, config)
-    body = decode_body(data, type)
+    with service.reading() as reading:
+        data = await read_body(request, config, reading)
+        body = decode_body(data, type)
     check_model(getattr(body, "model", None), service)
     ignored = ignored_fields(data, type)
     state = request.scope.get("state", {})

@@ -36,7 +36,7 @@ from fovea.server.metrics import CANCELLED, Metrics
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 PREFLIGHT_AGE_S = "600"
-EXPOSED = b"x-request-id, retry-after"
+EXPOSED = b"x-request-id, retry-after, x-fovea-ignored"
 
 
 def wrap(app: ASGIApp, config: ServerConfig, metrics: Metrics) -> Edge:

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fovea.core.errors import (
+    DeadlineError,
     FoveaError,
     MethodNotAllowedError,
     NotFoundError,
@@ -109,6 +110,8 @@ def error_body(error: FoveaError, request_id: str) -> dict[str, Any]:
 def error_response(error: FoveaError, request_id: str) -> Response:
     status = error.status if isinstance(error, RequestError) else 500
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, UnavailableError) else {}
+    if isinstance(error, DeadlineError):
+        headers["x-should-retry"] = "false"  # or OpenAI's clients would ask twice more what took too long once
     if error.code == "draining":
         headers["connection"] = "close"  # another server may take the next one
     content = msgspec.json.encode(error_body(error, request_id))

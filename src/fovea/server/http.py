@@ -205,7 +205,7 @@ class EdgeProtocol(H11Protocol):
         try:
             await self._inner_app(scope, exchange.receive, exchange.send)
         except ClientGone:
-            exchange.cycle.disconnected = True
+            pass
         except asyncio.CancelledError:
             if not exchange.cycle.disconnected:
                 raise
@@ -261,6 +261,7 @@ class Exchange:
         except TimeoutError:
             if transport.get_write_buffer_size() >= num_unsent:
                 transport.abort()
+                self.cycle.disconnected = True
                 raise ClientGone(f"The client took nothing for {self._stall_s:g} s (stall_timeout_s).") from None
 
 

@@ -31,7 +31,7 @@ from fovea.pipeline.preparer import Counted, Prepared
 from fovea.prompt.chat import chat_media
 from fovea.prompt.forms import MediaInput
 from fovea.prompt.tokenizer import Tokenizer
-from fovea.server.admission import Admission, Seat
+from fovea.server.admission import Admission, Reading, Seat
 from fovea.server.ask import Ask, ServiceStatus
 
 T = TypeVar("T")
@@ -70,6 +70,10 @@ class Service:
     @property
     def is_live(self) -> bool:
         return self._engine.state in ("ready", "loading")
+
+    def reading(self) -> Reading:
+        self._engine.check_ready()
+        return self._admission.reading()
 
     async def answer(self, ask: Ask) -> RequestOutput:
         async with contextlib.aclosing(self._run(ask, live=False)) as events:
