@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from fovea.core.log import MAX_LINE_BYTES, LineFormatter
 from fovea.core.server_config import ServerConfig
 from fovea.server.access_log import (
-    MAX_LINE_BYTES,
-    LineFormatter,
     LogPipe,
     log_request,
     note,

@@ -99,6 +99,8 @@ class Setup(Message, frozen=True):
     options: dict[str, Any]
     faults: dict[str, Any] = {}
     show_progress: bool = False
+    log_as_json: bool = False
+    log_level: str = "info"
 
 
 class Add(Message, frozen=True):

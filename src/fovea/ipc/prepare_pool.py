@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from fovea.core.errors import FoveaError, MediaDecodeError, RequestFailedError, UnavailableError
-from fovea.core.log import logger
+from fovea.core.log import logger, wants_json
 from fovea.core.server_config import ServerConfig
 from fovea.ipc.channel import AsyncChannel, ChannelClosedError, Frame, socket_pair
 from fovea.ipc.messages import (
@@ -89,7 +89,9 @@ class PreparePool:
         self._channel = AsyncChannel(sock, self._zygote_says, self._zygote_gone)
         options = {f.name: getattr(self._config, f.name) for f in dataclasses.fields(self._config)}
         options |= {"api_key": (), "api_key_file": ""}
-        self._channel.send(encode(Setup(options, self._faults)))
+        as_json = wants_json(self._config.log_format)
+        setup = Setup(options, self._faults, log_as_json=as_json, log_level=self._config.log_level)
+        self._channel.send(encode(setup))
         await self._started
         for _ in range(self._num_workers):
             self._fork()

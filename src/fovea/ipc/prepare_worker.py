@@ -224,7 +224,7 @@ def main(argv: list[str]) -> int:
         setup = _zygote_decoder.decode(channel.receive_one().payload)
         if not isinstance(setup, Setup):
             return 1
-        show_worker_logs()
+        show_worker_logs(as_json=setup.log_as_json, level=setup.log_level)
         try:
             worker, config = load(setup)
         except FoveaError as error:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 
 from fovea.core.errors import FoveaError
-from fovea.core.log import logger
+from fovea.core.log import LineFormatter, logger
 from fovea.ipc.channel import Channel, socket_pair
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -72,9 +72,9 @@ class WorkerStartError(FoveaError):
 class LossyHandler(logging.Handler):
     """Writes lines to stderr as long as its reader takes them, and drops them else: a worker never waits for a log."""
 
-    def __init__(self) -> None:
+    def __init__(self, formatter: logging.Formatter) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("fovea %(levelname).1s %(message)s"))
+        self.setFormatter(formatter)
         self._fd = _STDERR
         with contextlib.suppress(OSError):  # where it is a pipe, one end more of it that does not block
             if stat.S_ISFIFO(os.fstat(_STDERR).st_mode):
@@ -87,7 +87,7 @@ class LossyHandler(logging.Handler):
                 left = left[os.write(self._fd, left[: select.PIPE_BUF]) :]
 
 
-def show_worker_logs() -> None:
-    logger.addHandler(LossyHandler())
-    logger.setLevel(logging.INFO)
+def show_worker_logs(*, as_json: bool, level: str) -> None:
+    logger.addHandler(LossyHandler(LineFormatter(as_json=as_json)))
+    logger.setLevel(level.upper())
     logger.propagate = False

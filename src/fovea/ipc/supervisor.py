@@ -24,7 +24,7 @@ import msgspec
 
 from fovea.core.config import EngineConfig
 from fovea.core.errors import FoveaError, RequestFailedError, UnavailableError
-from fovea.core.log import logger
+from fovea.core.log import logger, wants_json
 from fovea.core.server_config import ServerConfig
 from fovea.core.types import TokenOutput
 from fovea.ipc.channel import AsyncChannel, ChannelClosedError, Frame
@@ -199,7 +199,9 @@ class Supervisor:
         self._process, sock = spawn("fovea.ipc.engine_worker", {})
         self._channel = AsyncChannel(sock, self._engine_says, self._engine_gone)
         options = {f.name: getattr(self._config, f.name) for f in dataclasses.fields(EngineConfig)}
-        self._channel.send(encode(Setup(options, self._faults, self._show_progress)))
+        as_json = wants_json(self._config.log_format)
+        setup = Setup(options, self._faults, self._show_progress, as_json, self._config.log_level)
+        self._channel.send(encode(setup))
 
     def _send(self, message: Message) -> None:
         if self._channel is not None:

@@ -19,15 +19,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 from starlette.types import Scope
 
+from fovea.core.log import MAX_LINE_BYTES, LineFormatter, escaped, message_of, wants_json
 from fovea.core.server_config import ServerConfig
-from fovea.server.errors import escaped
 
 logger = logging.getLogger("fovea.access")
 
-MAX_LINE_BYTES = 4096
 MAX_TRACE_CHARS = 16_000
 MAX_PATH_CHARS = 200
 MAX_QUEUED_LINES = 10_000
@@ -67,43 +65,6 @@ def log_request(
     }
     # Probes come every few seconds from every monitor; one that was answered is no news.
     logger.log(logging.DEBUG if path in PROBES and status == 200 else logging.INFO, "request", extra={"fields": line})
-
-
-class LineFormatter(logging.Formatter):
-    """One line of UTF-8 for each record."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        super().__init__()
-        self._as_json = as_json
-
-    def format(self, record: logging.LogRecord) -> str:
-        message = escaped(record.getMessage(), MAX_LINE_BYTES)
-        fields: Mapping[str, Any] = getattr(record, "fields", {})
-        trace = record.exc_text or ""
-        made = time.gmtime(record.created)
-        moment = f"{time.strftime('%Y-%m-%dT%H:%M:%S', made)}.{int(record.msecs):03d}Z"
-        if self._as_json:
-            line = {"time": moment, "level": record.levelname.lower(), "logger": record.name, "message": message}
-            encoded = msgspec.json.encode({**line, **fields, **({"trace": trace} if trace else {})})
-            return cut(encoded.decode(), MAX_LINE_BYTES) if not trace else encoded.decode()
-        values = " ".join(f"{name}={escaped(str(value), MAX_PATH_CHARS)}" for name, value in fields.items())
-        line_text = cut(f"{moment} {record.levelname:<7} {record.name}: {message} {values}".rstrip(), MAX_LINE_BYTES)
-        return line_text + "".join(f"\n    {escaped(row, MAX_LINE_BYTES)}" for row in trace.splitlines())
-
-
-def message_of(record: logging.LogRecord) -> str:
-    """A mistake in a call of a logger must not become an error of the request it stands in."""
-    try:
-        return record.getMessage()
-    except (TypeError, ValueError, KeyError):
-        return str(record.msg)
-
-
-def cut(text: str, max_bytes: int) -> str:
-    if len(text) * 4 <= max_bytes:
-        return text
-    data = text.encode("utf-8", "replace")
-    return text if len(data) <= max_bytes else data[: max_bytes - 3].decode("utf-8", "ignore") + "..."
 
 
 class LogPipe(logging.Handler):
@@ -160,8 +121,7 @@ class LogPipe(logging.Handler):
 
 def setup_logging(config: ServerConfig, *, descriptor: int = STDERR) -> LogPipe:
     """Send the log lines of Fovea, uvicorn and asyncio to `descriptor`. Call it once, at the start of a process."""
-    as_json = config.log_format == "json" or (config.log_format == "auto" and not os.isatty(descriptor))
-    pipe = LogPipe(descriptor, LineFormatter(as_json=as_json))
+    pipe = LogPipe(descriptor, LineFormatter(as_json=wants_json(config.log_format)))
     for name, least in (("fovea", LEVELS[config.log_level]), ("uvicorn", logging.ERROR), ("asyncio", logging.WARNING)):
         target = logging.getLogger(name)
         target.handlers = [pipe]

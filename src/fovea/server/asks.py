@@ -12,9 +12,9 @@ from typing import Any
 from msgspec import DecodeError, UnsetType, json, to_builtins
 
 from fovea.core.errors import BodyError, EmbeddingsError, FoveaError, SamplingError
+from fovea.core.log import escaped
 from fovea.core.params import SamplingParams
 from fovea.core.server_config import ServerConfig
-from fovea.server.errors import escaped
 from fovea.server.protocol import (
     MAX_TOKEN_ID,
     ChatBody,

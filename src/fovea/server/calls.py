@@ -14,11 +14,11 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from fovea.core.errors import NotFoundError
+from fovea.core.log import escaped
 from fovea.core.types import RequestOutput
 from fovea.server.access_log import note
 from fovea.server.ask import ServiceLike
 from fovea.server.body import read_body
-from fovea.server.errors import escaped
 from fovea.server.protocol import BodyT, decode_body, ignored_fields
 
 

@@ -28,12 +28,12 @@ from fovea.core.errors import (
     RouteError,
     UnavailableError,
 )
+from fovea.core.log import escaped
 
 logger = logging.getLogger("fovea.server")
 
 MAX_MESSAGE_BYTES = 1700  # JSON may double them; with the rest they stay below 4 KiB
 MAX_PARAM_BYTES = 200
-MAX_ECHO_CHARS = 200
 CANCELLED_STATUS = 499  # nginx's number for a client that left; never sent
 
 TYPES: Mapping[int, str] = {
@@ -46,7 +46,6 @@ TYPES: Mapping[int, str] = {
     504: "timeout_error",
 }
 ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 
@@ -70,12 +69,6 @@ class UpgradeError(RouteError):
 class HeadersTooLargeError(RouteError):
     code = "headers_too_large"
     status = 431
-
-
-def escaped(text: str, limit: int = MAX_ECHO_CHARS) -> str:
-    """Text of a client, fit for a message or a log line: cut, and control characters written out."""
-    cut = text if len(text) <= limit else text[:limit] + "..."
-    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), cut)
 
 
 def bounded(text: str, max_bytes: int) -> str:

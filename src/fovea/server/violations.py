@@ -14,7 +14,7 @@ import msgspec
 import msgspec.inspect
 
 from fovea.core.errors import BodyError
-from fovea.server.errors import escaped
+from fovea.core.log import escaped
 
 MAX_SHOWN_BODY_BYTES = 64 * 1024  # of larger bodies, what was sent is not looked up
 MAX_SHOWN_CHOICES = 12
