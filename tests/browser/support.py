@@ -90,7 +90,7 @@ class Playground:
 
     def wait_for_end(self) -> str:
         self.page.wait_for_selector(ENDED, timeout=60_000)
-        return self.last.locator(".answer > .text").inner_text()
+        return str(self.last.locator(".answer > .text").inner_text())
 
     def clipboard(self, name: str) -> str:
         """What the button of this name in the last turn copies."""

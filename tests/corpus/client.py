@@ -101,7 +101,7 @@ def talk(
                 break
             if leave_after_bytes is not None and len(received) >= leave_after_bytes and not left:
                 break
-    return parse(bytes(received), time.monotonic() - start, closed)
+    return parse(bytes(received), time.monotonic() - start, closed, data[:5] == b"HEAD ")
 
 
 def _drain(connection: socket.socket, received: bytearray) -> bool:
@@ -114,12 +114,12 @@ def _drain(connection: socket.socket, received: bytearray) -> bool:
     return bool(block)
 
 
-def parse(raw: bytes, elapsed_s: float, closed: bool) -> Reply:
-    """The first final answer in `raw`."""
+def parse(raw: bytes, elapsed_s: float, closed: bool, is_head: bool = False) -> Reply:
+    """The first final answer in `raw`; one to HEAD has no body."""
     rest = raw
     while rest.startswith(b"HTTP/1.1 1") and b"\r\n\r\n" in rest:
         rest = rest.partition(b"\r\n\r\n")[2]
-    response = http.client.HTTPResponse(_Socket(rest))  # type: ignore[arg-type]
+    response = http.client.HTTPResponse(_Socket(rest), method="HEAD" if is_head else "GET")  # type: ignore[arg-type]
     try:
         response.begin()
     except (http.client.HTTPException, OSError):

@@ -55,7 +55,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     "S13-structured-choice": {"structured_outputs": {"choice": ["a"]}},
     "S13-guided-json": {"guided_json": {"type": "object"}},
     "S13-structural-tag": {"response_format": {"type": "structural_tag", "structures": [], "triggers": []}},
-    "S13-grammar-format": {"response_format": {"type": "grammar", "grammar": "root ::= x"}},
     "S10-tools": {"tools": [TOOL]},
     "S19-both": {"guided_regex": "a", **_json({"type": "object"})},
     "S19-tool-required": {"guided_grammar": "root ::= x", "tools": [TOOL], "tool_choice": "required"},
@@ -79,6 +78,12 @@ CASES: tuple[Case, ...] = (
     ),
     *(case(id, _make(_json(schema)), UNSUPPORTED, routes=SAMPLED) for id, schema in SCHEMAS.items()),
     *(case(id, _make(fields), UNSUPPORTED, routes=SAMPLED) for id, fields in OTHERS.items()),
+    case(
+        "S13-unknown-format",
+        _make({"response_format": {"type": "grammar", "grammar": "root ::= x"}}),
+        refused("unsupported_value", "invalid_value", within_s=0.1),
+        routes=SAMPLED,
+    ),
     case(
         "S01-33", _make(_json(_nested(40))), refused("unsupported_value", "invalid_json", within_s=0.1), routes=SAMPLED
     ),

@@ -205,7 +205,7 @@ def test_a_smuggled_request_is_not_served(plain: Watch) -> None:
         plain.server.port, http_abuse.post("Transfer-Encoding: chunked", body=b"0\r\n\r\n" + inner), timeout_s=30
     )
     assert reply.status == 400
-    assert reply.raw.count(b"HTTP/1.1 ") == 1
+    assert reply.raw.count(b"x-request-id: ") == 1
 
 
 @pytest.mark.corpus

@@ -54,7 +54,7 @@ def test_all_cases_together_change_nothing_for_good_requests(profile: Profile, s
     with ThreadPoolExecutor(CONCURRENCY) as pool:
         found = [complaint for complaints in pool.map(one, jobs_of(profile)) for complaint in complaints]
     found += [f"afterwards: {complaint}" for complaint in watch.check()]
-    assert not found, f"{len(found)} complaints:\n" + "\n".join(found[:50])
+    assert not found, f"{len(found)} complaints:\n" + "\n".join(complaint[:300] for complaint in sorted(found)[:60])
 
 
 def _bad(case: Case, route: Route, watch: Watch) -> list[str]:

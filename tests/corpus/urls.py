@@ -181,7 +181,7 @@ def _failed(within_s: float = 0.5, hits: int | None = None, *codes: str) -> Expe
 
 def fetch_cases() -> list[Case]:
     refused_after_one = refused(NOT_ALLOWED, FAILED, param="messages.0.content.0", hits=1, within_s=0.5)
-    broken = refused("invalid_image", FAILED, param="messages.0.content.0", within_s=0.5)
+    broken = refused("invalid_image", "unsupported_image_format", FAILED, param="messages.0.content.0", within_s=0.5)
     slow = FETCH_TIMEOUT_S
     rows: list[tuple[str, Callable[[Scene], Parts], Expect, str]] = [
         ("U00-good", _upstream("good"), answered(same_as=_as_good, hits=1), "quick"),

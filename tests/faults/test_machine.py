@@ -55,7 +55,7 @@ def site_with_log(log: IO[bytes] | int, *, env: Mapping[str, str]) -> Iterator[S
         env={**os.environ, "HF_HUB_OFFLINE": "1", **env},
     )
     try:
-        until(lambda: get(port, "/ready")[0] == 200, 90, "ready")
+        until(lambda: get(port, "/ready")[0] == 200 or process.poll() is not None, 90, "ready")
         made = Site(ServerProcess(process, f"http://127.0.0.1:{port}", port))
         made.learn()
         yield made

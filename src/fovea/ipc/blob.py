@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 
-from fovea.core.errors import RequestFailedError
+from fovea.core.errors import RequestFailedError, UnavailableError
 
 ALIGNMENT_BYTES = 64
 _HAS_SEALS = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
@@ -20,8 +20,11 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE if _HAS_SE
 
 
 def write_blob(parts: Sequence[memoryview | bytes]) -> int:
-    """A descriptor of the parts behind one another. The caller owns it."""
-    fd = create_memory()
+    """A descriptor of the parts behind one another, the caller's. Raises UnavailableError if there is none left."""
+    try:
+        fd = create_memory()
+    except OSError:
+        raise none_left() from None
     try:
         for part in parts:
             view = memoryview(part).cast("B")
@@ -29,8 +32,10 @@ def write_blob(parts: Sequence[memoryview | bytes]) -> int:
                 view = view[os.write(fd, view) :]
         if _HAS_SEALS:
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except BaseException:
+    except BaseException as error:
         os.close(fd)
+        if isinstance(error, OSError):
+            raise none_left() from None
         raise
     return fd
 
@@ -51,6 +56,12 @@ def map_blob(fd: int) -> memoryview:
         raise RequestFailedError("A picture's shared memory can't be read.") from None
     finally:
         os.close(fd)
+
+
+def none_left() -> UnavailableError:
+    return UnavailableError(
+        "The server has no memory or no file descriptor left for this request. Try again.", code="out_of_resources"
+    )
 
 
 def create_memory() -> int:

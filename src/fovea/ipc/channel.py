@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fovea.core.log import logger
-from fovea.ipc.blob import map_blob, write_blob
+from fovea.ipc.blob import map_blob, none_left, write_blob
 
 INLINE_BYTES = 64 * 1024
 _READ_BYTES = 256 * 1024
@@ -193,12 +193,19 @@ class AsyncChannel:
         return bool(poll.poll(0))
 
     def send(self, payload: bytes, blob: int | None = None) -> None:
-        """Never blocks. `blob` stays the caller's and may be closed at once."""
+        """Never blocks. `blob` stays the caller's and may be closed at once.
+
+        Raises UnavailableError, with nothing sent, if there is no descriptor left for it.
+        """
         if not self.is_open:
             return
         outgoing = _pack(payload, blob)
         if blob is not None:  # a descriptor of our own: sending may have to wait
-            outgoing.fds[-1] = os.dup(blob)
+            try:
+                outgoing.fds[-1] = os.dup(blob)
+            except OSError:
+                _release(outgoing)
+                raise none_left() from None
             outgoing.owned.append(outgoing.fds[-1])
         self._queue.append(outgoing)
         if len(self._queue) == 1:

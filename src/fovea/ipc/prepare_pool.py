@@ -174,16 +174,18 @@ class PreparePool:
     def _fork(self) -> None:
         if self._closing or self._channel is None or len(self._workers) >= self._num_workers:
             return
+        worker = _Worker()
         try:
             ours, theirs = socket_pair()
-        except OSError:
-            self._fork_later("no socket for it")
+            with theirs:
+                channel = AsyncChannel(ours, worker.on_frame, lambda: self._discard(worker, kill=channel.is_breached))
+                worker.channel = channel
+                self._channel.send(encode(Fork()), theirs.fileno())
+        except (OSError, UnavailableError):
+            if worker.channel is not None:
+                worker.channel.close()
+            self._fork_later("no descriptor is left for it")
             return
-        worker = _Worker()
-        channel = AsyncChannel(ours, worker.on_frame, lambda: self._discard(worker, kill=channel.is_breached))
-        worker.channel = channel
-        with theirs:
-            self._channel.send(encode(Fork()), theirs.fileno())
         self._workers.add(worker)
         self._forking.append(worker)
         asyncio.get_running_loop().call_later(FORK_TIMEOUT_S, self._check_forked, worker)

@@ -210,7 +210,11 @@ class Supervisor:
     def _send_flight(self, flight: Flight) -> None:
         flight.num_sent += 1
         assert self._channel is not None, "ready means connected"
-        self._channel.send(encode(Add(flight.request)), flight.blob)
+        try:
+            self._channel.send(encode(Add(flight.request)), flight.blob)
+        except UnavailableError as error:
+            del self._flights[flight.request_id]
+            flight.fail(error)
 
     def _engine_says(self, frame: Frame) -> None:
         message = _decoder.decode(frame.payload)
@@ -241,7 +245,7 @@ class Supervisor:
         assert self._started is not None
         if not self._started.done():
             self._started.set_result(facts)
-        for flight in self._flights.values():
+        for flight in list(self._flights.values()):
             self._send_flight(flight)
 
     def _engine_gone(self) -> None:

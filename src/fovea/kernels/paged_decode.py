@@ -21,7 +21,7 @@ PROGRAMS_WANTED = 528  # four for each of an H100's 132 multiprocessors
 MIN_DOT_ROWS = 16  # the smallest side of a tile that the matrix units take
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _decode_split(  # type: ignore[no-untyped-def]
     q, k_cache, v_cache, block_tables, kv_lens, partial, lse, scale, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr,
@@ -87,8 +87,12 @@ def _merge_splits(  # type: ignore[no-untyped-def]
 
 
 def num_splits(num_seqs: int, num_kv_heads: int) -> int:
-    """Enough programs to fill the device; a function of shapes only."""
-    return max(1, min(MAX_SPLITS, -(-PROGRAMS_WANTED // (num_seqs * num_kv_heads))))
+    """Enough programs to fill the device; a function of shapes only.
+
+    A power of two: each number is a kernel of its own, and compiling one while requests wait takes half a second.
+    """
+    wanted = -(-PROGRAMS_WANTED // (num_seqs * num_kv_heads))
+    return int(min(MAX_SPLITS, triton.next_power_of_2(wanted)))
 
 
 def paged_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
