@@ -12,8 +12,8 @@ MAX_NUM_SEQS, MAX_NUM_QUEUED = 32, 64
 SEATS = MAX_NUM_SEQS + MAX_NUM_QUEUED
 ENGINE_OPTIONS = {
     "max_num_seqs": MAX_NUM_SEQS,
-    "kv_cache_memory_bytes": 128 * MIB,
-    "encoder_cache_bytes": 32 * MIB,
+    "kv_cache_memory_bytes": 96 * MIB,
+    "encoder_cache_bytes": 8 * MIB,
 }
 
 

@@ -15,13 +15,14 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from fovea.core.config import EMBEDDED_MODEL, EngineConfig
@@ -356,6 +357,11 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def rarely(names: Iterable[Any], often: Container[Any]) -> list[Any]:
+    """Parameters of which `make test` takes those of `often`, and `make faults` all."""
+    return [name if name in often else pytest.param(name, marks=pytest.mark.faults) for name in names]
 
 
 def report(name: str, **seconds: float) -> None:

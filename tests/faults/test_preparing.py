@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.faults.support import SLOW_MACHINE, Site, about, faults, report, site, until
+from tests.faults.support import SLOW_MACHINE, Site, about, faults, rarely, report, site, until
 
 TIMEOUT_S = 2.0
 NUM_WORKERS = 2
@@ -32,21 +32,21 @@ def bench() -> Iterator[Site]:
         yield made
 
 
-@pytest.mark.parametrize(
-    ("fault", "status", "codes", "is_replaced"),
-    [
-        ("prepare_segfault", 400, {"invalid_image"}, True),
-        ("prepare_exit", 400, {"invalid_image"}, True),
-        ("prepare_hang", 400, {"preparation_timeout"}, True),
-        ("prepare_memory", 400, {"media_too_large"}, False),
-        ("prepare_panic", 500, {"request_failed"}, True),
-        ("prepare_error", 500, {"request_failed"}, False),
-        ("prepare_ids", 400, {"invalid_prompt", "above_max_value"}, False),
-    ],
-)
-def test_a_request_that_breaks_its_worker_fails_alone(
-    bench: Site, fault: str, status: int, codes: set[str], is_replaced: bool
-) -> None:
+# Status, codes, and whether the worker is replaced.
+PREPARE_FAULTS = {
+    "prepare_segfault": (400, {"invalid_image"}, True),
+    "prepare_exit": (400, {"invalid_image"}, True),
+    "prepare_hang": (400, {"preparation_timeout"}, True),
+    "prepare_memory": (400, {"media_too_large"}, False),
+    "prepare_panic": (500, {"request_failed"}, True),
+    "prepare_error": (500, {"request_failed"}, False),
+    "prepare_ids": (400, {"invalid_prompt", "above_max_value"}, False),
+}
+
+
+@pytest.mark.parametrize("fault", rarely(PREPARE_FAULTS, ["prepare_segfault", "prepare_hang", "prepare_panic"]))
+def test_a_request_that_breaks_its_worker_fails_alone(bench: Site, fault: str) -> None:
+    status, codes, is_replaced = PREPARE_FAULTS[fault]
     before = set(bench.server.worker_pids())
     with bench.beside():
         answer = bench.ask(about(fault))
@@ -62,6 +62,7 @@ def test_a_request_that_breaks_its_worker_fails_alone(
     assert bench.count("fovea:engine_restarts_total") == 0
 
 
+@pytest.mark.faults
 def test_all_workers_stuck_at_once_are_all_replaced(bench: Site) -> None:
     with bench.beside(), ThreadPoolExecutor(4) as pool:
         started = time.monotonic()
@@ -89,6 +90,7 @@ def test_workers_and_their_zygote_may_be_killed_under_load(bench: Site) -> None:
     assert bench.count("fovea:engine_restarts_total") == 0
 
 
+@pytest.mark.faults
 def test_a_frozen_zygote_is_replaced_when_it_is_needed(bench: Site) -> None:
     [zygote] = bench.server.zygote_pids()
     os.kill(zygote, signal.SIGSTOP)

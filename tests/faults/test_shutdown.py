@@ -39,6 +39,7 @@ def test_a_drain_ends_no_stream(busy: tuple[Site, Neighbours], number: signal.Si
     assert not any(is_alive(pid) for pid in pids)
 
 
+@pytest.mark.faults
 def test_a_second_signal_ends_everything_at_once(busy: tuple[Site, Neighbours]) -> None:
     made, neighbours = busy
     made.server.process.send_signal(signal.SIGTERM)

@@ -15,7 +15,7 @@ import pytest
 from tests.corpus.conftest import Servers
 from tests.corpus.watch import Watch
 
-NUM_EXAMPLES = int(os.environ.get("FOVEA_FUZZ_EXAMPLES", "40"))
+NUM_EXAMPLES = int(os.environ.get("FOVEA_FUZZ_EXAMPLES", "150"))
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -26,6 +26,11 @@ CHECKS = (
     "allow_header_conformance",
 )
 TIMEOUT_S = 1800
+# 503 and 504 are answers, not bugs: a full queue, a deadline that the request itself set.
+CONFIG = """
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]
+"""
 
 
 @pytest.fixture
@@ -39,6 +44,7 @@ def brief(servers: Servers) -> Iterator[Watch]:
 @pytest.mark.fuzz
 @pytest.mark.skipif(importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed")
 def test_answers_are_what_the_document_says(brief: Watch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "schemathesis.toml").write_text(CONFIG)
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{brief.server.url}/openapi.json"),
         *("--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing", "--mode", "all"),

@@ -213,3 +213,21 @@ def white_png(width_px: int, height_px: int) -> str:
     buffer = io.BytesIO()
     Image.new("RGB", (width_px, height_px), "white").save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
+def test_requests_cancelled_at_any_moment_leave_no_descriptor_open() -> None:
+    async def work(pool: PreparePool) -> None:
+        await asyncio.sleep(0.5)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for i in range(30):
+            task = asyncio.create_task(pool.prepare(chat("Look.", data_url("shapes.png")), None))
+            await asyncio.sleep(i / 1000)
+            task.cancel()
+            outcome = await asyncio.gather(task, return_exceptions=True)
+            if isinstance(outcome[0], PrepareReply) and outcome[0].blob is not None:
+                os.close(outcome[0].blob)
+        await asyncio.sleep(1.0)
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+    with_pool(work)

@@ -65,7 +65,8 @@ class Running:
         tokens: list[TokenOutput] = []
         while not tokens or tokens[-1].finish_reason is None:
             tokens += await request.take()
-        self.engine.end(request, finished=True)
+        request.is_finished = True
+        self.engine.end(request)
         if tokens[-1].error is not None:
             raise tokens[-1].error
         return [token.token_id for token in tokens if token.token_id is not None]
@@ -110,7 +111,7 @@ def test_an_ended_request_gives_its_blocks_back() -> None:
         request = flight("long", max_tokens=1500)
         running.engine.submit(request)
         await request.take()
-        running.engine.end(request, finished=False)
+        running.engine.end(request)
         await running.until(lambda: running.stats.get("num_running") == 0 and running.stats["num_generated_tokens"] > 0)
         assert running.stats["kv_blocks_free"] == running.stats["kv_blocks_total"]
         assert running.stats["num_generated_tokens"] < 1500

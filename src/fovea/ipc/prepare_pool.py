@@ -127,6 +127,7 @@ class PreparePool:
                 code="preparation_timeout",
             ) from None
         except BaseException:  # the request was cancelled: its worker is of no use in the middle of it
+            worker.drop_unread()
             self._discard(worker, kill=True)
             raise
         if frame is None:
@@ -302,6 +303,13 @@ class _Worker:
             self.is_leaving = True
         else:
             self.resolve(frame)
+
+    def drop_unread(self) -> None:
+        """An answer that came in the very moment its request was cancelled."""
+        if self._waiter is not None and self._waiter.done() and not self._waiter.cancelled():
+            frame = self._waiter.result()
+            if frame is not None and frame.blob is not None:
+                os.close(frame.blob)
 
     def resolve(self, frame: Frame | None) -> None:
         if self._waiter is not None and not self._waiter.done():

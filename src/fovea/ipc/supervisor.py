@@ -69,6 +69,7 @@ class Flight:
         self.blob = blob
         self.num_sent = 0
         self.has_tokens = False
+        self.is_finished = False  # said by whoever collects the tokens
         self._arrived: list[TokenOutput] = []
         self._waiter: asyncio.Future[None] | None = None
         self._error: FoveaError | None = None
@@ -174,10 +175,10 @@ class Supervisor:
         if self.state == "ready":
             self._send_flight(flight)
 
-    def end(self, flight: Flight, *, finished: bool) -> None:
+    def end(self, flight: Flight) -> None:
         """The front has no more interest in a request; one that has not finished leaves the engine."""
         flight.drop_blob()
-        if self._flights.pop(flight.request_id, None) is not None and not finished:
+        if self._flights.pop(flight.request_id, None) is not None and not flight.is_finished:
             self._send(Abort(flight.request_id))
 
     def stop(self, request_id: str, index: int) -> None:

@@ -115,17 +115,17 @@ class Service:
         self._engine.check_ready()
         with self._admission.admit(ask.num_body_bytes) as seat:
             fetched = await _until(deadline, self._fetch(ask, seat))
-            message, blob = await self._prepare(self._task(ask, arrived, fetched), fetched, deadline)
+            task = self._task(ask, arrived, fetched)
+            message, blob = await self._prepare(task, fetched, deadline)
             assert isinstance(message, Done), "what was asked for"
-            request = request_from_wire(message.request, None)
-            prepared = Prepared(
-                request, message.text, _reports(message.reports), arrived, message.prompt_s, message.media_s
-            )
-            seat.add_tokens(len(request.token_ids))
-            flight = Flight(request.request_id, message.request, blob)
-            collector = Collector(prepared, self._tokenizer, self._stop, live=live)
-            self._engine.submit(flight)
+            flight = Flight(task.request_id, message.request, blob)  # owns the blob from here on
             try:
+                request = request_from_wire(message.request, None)
+                seat.add_tokens(len(request.token_ids))
+                reports = _reports(message.reports)
+                prepared = Prepared(request, message.text, reports, arrived, message.prompt_s, message.media_s)
+                collector = Collector(prepared, self._tokenizer, self._stop, live=live)
+                self._engine.submit(flight)
                 if live:
                     yield collector.output()
                 while not collector.finished:
@@ -135,9 +135,10 @@ class Service:
                     if live:
                         for delta in collector.deltas():
                             yield delta
+                flight.is_finished = True
                 yield collector.output()
             finally:
-                self._engine.end(flight, finished=collector.finished)
+                self._engine.end(flight)
 
     async def _prepare(
         self, task: Task, fetched: dict[str, Fetched], deadline: float
