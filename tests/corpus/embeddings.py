@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.lib.format as npy_format
 
-from tests.corpus.case import Case, Expect, Fields, Parts, Route, answered, case, refused
+from tests.corpus.case import DECODED, Case, Expect, Fields, Parts, Route, answered, case, refused
 from tests.corpus.routes import text
 from tests.corpus.scene import Scene
 
@@ -205,7 +205,7 @@ def _all() -> tuple[Case, ...]:
         cases.append(case(f"{id}-on", _make(value), expect, routes=CHATS, flags=flags, profile="open"))
     for id, value in ({id: v for id, (v, _) in bad.items()} | good_forms()).items():
         off = DISABLED
-        if id.startswith(("E14", "E16", "E18")):
+        if id.startswith(("E10-grid", "E14", "E16", "E18")):
             off = Expect((400,), within_s=0.25)
         cases.append(case(f"{id}-off", _make(value), off, routes=CHATS, flags="quick" if id == "E01-pickle" else ""))
     same = good_forms()["E00-npy"]
@@ -214,7 +214,7 @@ def _all() -> tuple[Case, ...]:
         cases.append(case(f"{id}-on", _make(value), like, routes=CHATS, profile="open"))
     too_long = part(npy(rows(4200)), (1, 84, 200))
     expect = refused("context_length_exceeded", within_s=1.0)
-    cases.append(case("E12-too-long-on", _make(too_long), expect, routes=CHATS, profile="open"))
+    cases.append(case("E12-too-long-on", _make(too_long), expect, routes=DECODED, profile="open"))
     return (*cases, *prompt_embeds())
 
 

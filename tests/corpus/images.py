@@ -14,7 +14,7 @@ from tests.corpus import files
 from tests.corpus.case import DECODED, PICTURES, Case, Expect, Parts, answered, case, either, refused
 from tests.corpus.routes import image, text
 from tests.corpus.scene import Scene
-from tests.media.corpus import encode, noise
+from tests.media.corpus import encode, exif, noise
 
 PLACE = "messages.0.content.0"
 BROKEN = refused("invalid_image", param=PLACE)
@@ -69,7 +69,11 @@ def metadata() -> list[Case]:
         ("I45-gif-comments", files.gif_comments),
         ("I45-apng-2e31-frames", lambda: files.apng_claiming(2**31 - 1)),
     ]
-    return [case(id, shown(make), small, routes=PICTURES, flags="memory") for id, make in rows]
+    cases = [case(id, shown(make), small, routes=PICTURES, flags="memory") for id, make in rows]
+    for length in (14, 20):  # the decoder warns of these; a warning is no line of a log
+        broken = encode(files.smooth(), "JPEG", exif=exif(6)[:length])
+        cases.append(case(f"I32-exif-cut-{length}", fixed(broken), small, routes=DECODED))
+    return cases
 
 
 def no_pictures() -> list[Case]:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.corpus import processes
 from tests.corpus.case import Case, Profile, Route
 from tests.corpus.client import Reply
 from tests.corpus.conftest import Servers
@@ -23,6 +24,7 @@ CONCURRENCY = 16
 GOOD_SHARE = 4  # one good request for so many bad ones
 ANY_TIME = 1000.0
 NUM_CANARIES = 8
+MAX_GROWTH_BYTES = 64 * 1024**2
 
 Job = tuple[Case, Route] | int
 
@@ -51,9 +53,14 @@ def test_all_cases_together_change_nothing_for_good_requests(profile: Profile, s
         case, route = job
         return [f"{case.id} {route}: {complaint}" for complaint in _bad(case, route, watch)]
 
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
-        found = [complaint for complaints in pool.map(one, jobs_of(profile)) for complaint in complaints]
-    found += [f"afterwards: {complaint}" for complaint in watch.check()]
+    jobs, found, memory_bytes = jobs_of(profile), [], []
+    for _ in range(2):
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
+            found += [complaint for complaints in pool.map(one, jobs) for complaint in complaints]
+        found += [f"afterwards: {complaint}" for complaint in watch.check()]
+        memory_bytes.append(processes.memory_bytes(watch.server.process.pid))
+    if memory_bytes[1] > memory_bytes[0] + MAX_GROWTH_BYTES:
+        found.append(f"the second time memory grew from {memory_bytes[0]:,} to {memory_bytes[1]:,} bytes")
     assert not found, f"{len(found)} complaints:\n" + "\n".join(complaint[:300] for complaint in sorted(found)[:60])
 
 

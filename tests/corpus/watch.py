@@ -162,6 +162,8 @@ class Watch:
             if SECRET in line or profiles.KEY in line:
                 yield f"a secret in the log: {line[:300]}"
             record = _parsed(line)
+            if not record:
+                yield f"a line in the log that is no JSON: {line[:300]!r}"
             if record.get("level") in ("error", "critical"):
                 yield f"an error in the log: {line[:3000]}"
             if "status" in record and "id" in record:

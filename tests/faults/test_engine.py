@@ -59,6 +59,8 @@ def test_a_request_that_breaks_a_step_fails_alone(broken: Site, fault: str, stre
         answer = broken.ask(about(fault), stream=stream)
     assert (answer.status, answer.code) == (status, code)
     assert (answer.retry_after is not None) == (status == 503)
+    if code == "numerical_error":
+        assert broken.count("fovea:numerical_errors_total") > 0
     report(f"{fault} stream={stream}", answer=answer.elapsed_s, whole=broken.check_whole())
     assert broken.count("fovea:engine_restarts_total") == 0
 
@@ -123,6 +125,7 @@ def test_blocks_that_are_lost_are_found_when_nobody_needs_any(broken: Site) -> N
         assert broken.ask(about("leak")).is_good
     report("leak", whole=broken.check_whole(within_s=10))
     assert "still owned 1 KV blocks" in broken.server.log
+    assert broken.count("fovea:idle_repairs_total") == 1
     assert broken.count("fovea:engine_restarts_total") == 0
 
 

@@ -30,6 +30,7 @@ from tests.faults.support import (
     new_picture,
     picture,
     post,
+    rarely,
     report,
     site,
     until,
@@ -101,11 +102,12 @@ PHASES: dict[str, Callable[[Site, Upstream], None]] = {
 }
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", rarely(PHASES, ["fetch", "queue", "tokens, streamed"]))
 def test_work_for_a_client_that_left_stops(house: Site, upstream: Upstream, phase: str) -> None:
     with house.beside():
         PHASES[phase](house, upstream)
-    report(f"left at {phase}", whole=house.check_whole())
+        seconds = until(lambda: metrics(house.port)["fovea:requests_in_house"] <= len(QUESTIONS), 1.0 * SLOW_MACHINE)
+    report(f"left at {phase}", gone=seconds, whole=house.check_whole())
 
 
 @pytest.mark.faults
@@ -118,6 +120,7 @@ def test_many_clients_that_leave_at_once_leave_nothing(house: Site, upstream: Up
     report(f"{NUM_LEAVERS} left at {phase}", gone=seconds, whole=house.check_whole())
 
 
+@pytest.mark.faults
 def test_readers_that_stop_are_cut_off_and_hold_up_nobody(house: Site) -> None:
     """F21. They take a few kilobytes and then nothing; what the server keeps for each is bounded."""
     wanted = body("Tell me all.", stream=True, max_tokens=3000, logprobs=True, top_logprobs=20)
@@ -141,9 +144,10 @@ def connect_small(port: int) -> http.client.HTTPConnection:
     return connection
 
 
-@pytest.mark.parametrize(
-    "trouble", ["silent", "pause", "reset", "short", "error", "missing", "loop", "drip", "endless"]
-)
+TROUBLES = ["silent", "pause", "reset", "short", "error", "missing", "loop", "drip", "endless"]
+
+
+@pytest.mark.parametrize("trouble", rarely(TROUBLES, ["reset"]))
 def test_an_upstream_in_trouble_costs_its_own_request(house: Site, upstream: Upstream, trouble: str) -> None:
     with house.beside():
         answer = house.ask("What is this?", url=f"http://127.0.0.1:{upstream.port}/s1/{trouble}")
@@ -154,6 +158,7 @@ def test_an_upstream_in_trouble_costs_its_own_request(house: Site, upstream: Ups
     house.check_whole()
 
 
+@pytest.mark.faults
 def test_a_name_nobody_knows_is_a_refusal(house: Site) -> None:
     with house.beside():
         answer = house.ask("What is this?", url="http://pictures.invalid/a.png")
@@ -215,7 +220,7 @@ def good_answers(house: Site) -> list[list[int]]:
     return [house.ask(f"{QUESTIONS[i % 8]} {i}", stream=bool(i % 2)).token_ids for i in range(NUM_GOOD)]
 
 
-@pytest.mark.parametrize("stage", POISON)
+@pytest.mark.parametrize("stage", rarely(POISON, ["decode", "crash", "tower", "logits", "sampler"]))
 def test_one_poisoned_request_of_sixteen_fails_alone(house: Site, good_answers: list[list[int]], stage: str) -> None:
     poison_batch(house, stage, 0, good_answers)
     house.check_whole()

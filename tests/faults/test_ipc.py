@@ -185,6 +185,7 @@ def test_a_system_without_processes_is_asked_again(monkeypatch: pytest.MonkeyPat
     with_puppets(monkeypatch, work)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("module", ["fovea.ipc.engine_worker", "fovea.ipc.prepare_worker"])
 @pytest.mark.parametrize("junk", ["no msgpack", "a length of a gigabyte", "half a message"])
 def test_a_worker_that_is_sent_nonsense_ends(module: str, junk: str) -> None:

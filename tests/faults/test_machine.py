@@ -114,6 +114,7 @@ def num_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+@pytest.mark.faults
 def test_without_descriptors_running_streams_go_on_and_nobody_spins() -> None:
     """F17: the limit comes down to just above what is open, then a crowd connects."""
     with site(env=faults(step_s=0.02)) as made, contextlib.ExitStack() as crowd:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import sys
 import time
@@ -32,7 +31,7 @@ def show_logs(level: int = logging.INFO) -> None:
 
 def wants_json(log_format: str) -> bool:
     """auto: lines for people on a terminal, else JSON."""
-    return log_format == "json" or (log_format == "auto" and not os.isatty(sys.stderr.fileno()))
+    return log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
 
 
 def escaped(text: str, limit: int = MAX_ECHO_CHARS) -> str:

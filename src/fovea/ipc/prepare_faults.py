@@ -60,12 +60,13 @@ def forks(wanted: Mapping[str, Any]) -> Callable[[], int]:
     if not number:
         return os.fork
     num_calls = 0
+    refused = OSError(errno.EAGAIN, "a fault was asked for")
 
     def fork() -> int:
         nonlocal num_calls
         num_calls += 1
         if number < num_calls <= 2 * number:
-            raise OSError(errno.EAGAIN, "a fault was asked for")
+            raise refused
         return os.fork()
 
     return fork

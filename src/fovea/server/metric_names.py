@@ -69,6 +69,8 @@ ENGINE_COUNTERS: Mapping[str, Sequence[tuple[str, str]]] = {
     "num_pictures_encoded": (("fovea:pictures_encoded", "Pictures that went through the vision tower."),),
     "num_failed_requests": (("fovea:engine_failed_requests", "Requests that failed in the engine."),),
     "num_retried_steps": (("fovea:engine_retried_steps", "Steps that were done again after a failure."),),
+    "num_numerical_errors": (("fovea:numerical_errors", "Requests whose numbers were not finite."),),
+    "num_idle_repairs": (("fovea:idle_repairs", "Times an idle engine still owned something: a bug of ours."),),
     "num_graph_steps": (("fovea:graph_steps", "Decoding steps replayed from a CUDA graph."),),
     "num_eager_decodes": (("fovea:eager_decode_steps", "Decoding steps that no CUDA graph fitted."),),
     "encoder_cache_hits": (
