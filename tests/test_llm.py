@@ -153,7 +153,7 @@ def test_a_picture_that_breaks_the_tower_ends_its_request_only(
 
     def broken(items: Any) -> Any:
         if any((item.canvas == 0).mean() > 0.5 for item in items):
-            raise RuntimeError("CUDA error: an illegal memory access")
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
         return encode(items)
 
     monkeypatch.setattr(llm.engine.model, "encode", broken)
@@ -162,7 +162,7 @@ def test_a_picture_that_breaks_the_tower_ends_its_request_only(
     outputs = llm.generate(prompts, GREEDY, use_tqdm=False, on_error="return")
     for output in outputs[1::2]:
         assert isinstance(output.error, RequestFailedError)
-        assert "CUDA" not in str(output.error)
+        assert "mat1" not in str(output.error)
     folder = checkpoints.folder(family)
     assert [tokens(output) for output in outputs[::2]] == [answer(folder, case).greedy, answer(folder, text).greedy]
 

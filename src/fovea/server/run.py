@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from fovea.server.service import Service
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DRAIN_CHECK_S = 0.05
 LISTEN_CHECK_S = 0.01
+DESCRIPTORS_WANTED = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,19 @@ def run(
     show_progress: bool = False,
 ) -> int:
     """Serve until a signal. Returns 0 after a drain; raises FoveaError if the server can't start or go on."""
+    allow_descriptors()
     folder = find_model(config.tokenizer or config.model, config)
     tokenizer = Tokenizer.load(folder)
     return asyncio.run(_Server(config, tokenizer, on_ready, faults or {}, show_progress).serve())
+
+
+def allow_descriptors() -> None:
+    """As many as this user may have: each connection and each request with pictures needs one. Workers inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Server:

@@ -69,7 +69,7 @@ class Service:
 
     @property
     def is_live(self) -> bool:
-        return self._engine.state in ("ready", "loading")
+        return self._engine.state in ("ready", "loading") and not self._pool.is_broken
 
     def reading(self) -> Reading:
         self._engine.check_ready()
