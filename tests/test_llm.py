@@ -428,7 +428,8 @@ def test_a_request_that_may_produce_nothing_fails_alone(llm: LLM) -> None:
     want = tokens(ask(llm, TEXT))
     nothing = greedy(allowed_token_ids=[318], bad_words=["river"], n=2)
     outputs = llm.generate([TEXT, TEXT, TEXT], [GREEDY, nothing, GREEDY], use_tqdm=False, on_error="return")
-    assert isinstance(outputs[1].error, RequestFailedError)
+    assert isinstance(outputs[1].error, SamplingError)
+    assert outputs[1].error.code == "unsupported_combination"
     assert "No token can be produced" in str(outputs[1].error)
     assert [tokens(outputs[i]) for i in (0, 2)] == [want, want]
 
@@ -438,7 +439,7 @@ def test_completions_that_run_dry_together_fail_alone(llm: LLM) -> None:
     params = greedy(allowed_token_ids=[words(llm)[0]], bad_words=["river river"], n=3)
     long = {"prompt": TEXT + " river" * 40}
     outputs = llm.generate([long, TEXT], [params, GREEDY], use_tqdm=False, on_error="return")
-    assert isinstance(outputs[0].error, RequestFailedError)
+    assert isinstance(outputs[0].error, SamplingError)
     assert tokens(outputs[1]) == tokens(ask(llm, TEXT))
 
 

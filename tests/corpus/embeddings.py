@@ -155,6 +155,8 @@ def other_forms() -> dict[str, tuple[dict[str, Any], Expect]]:
         "missing_required_parameter",
         "unsupported_value",
         "unknown_parameter",
+        "below_min_value",
+        "above_max_value",
         param=PLACE,
     )
     good = base64.b64encode(npy(rows())).decode("ascii")

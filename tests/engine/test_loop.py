@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fovea.core.errors import MediaLimitError, PromptTooLongError, RequestFailedError
+from fovea.core.errors import MediaLimitError, PromptTooLongError, RequestFailedError, SamplingError
 from fovea.core.params import SamplingParams
 from fovea.core.types import EngineRequest, MediaItem, TokenOutput
 from tests.engine.fakes import (
@@ -33,7 +33,7 @@ def shown(name: str, *layout: int | MediaItem, **params: Any) -> EngineRequest:
 def error_of(outputs: list[TokenOutput]) -> str:
     """The text of the one error that ended a request."""
     (error,) = [output.error for output in outputs if output.error is not None]
-    assert isinstance(error, RequestFailedError)
+    assert isinstance(error, RequestFailedError | SamplingError)
     assert outputs[-1].error is error
     assert outputs[-1].finish_reason == "error"
     return str(error)

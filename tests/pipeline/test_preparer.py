@@ -9,10 +9,19 @@ from typing import Any
 
 import pytest
 
-from fovea.core.errors import FoveaError, MediaError, MediaLimitError, MediaSourceError, PromptError, PromptTooLongError
+from fovea.core.errors import (
+    FoveaError,
+    MediaError,
+    MediaLimitError,
+    MediaSourceError,
+    PromptTooLongError,
+    SamplingError,
+)
+from fovea.core.params import SamplingParams
 from fovea.llm import LLM
 from fovea.media.load import Fetched
 from fovea.pipeline import pictures
+from fovea.pipeline import preparer as preparer_module
 from fovea.prompt.forms import parse_prompt
 from tests.bad_input.harness import image
 from tests.oracle.checkpoints import CASES
@@ -166,12 +175,31 @@ def test_a_program_s_own_job_may_be_of_any_size(checkpoints: Checkpoints) -> Non
     assert len(run(made, chat(made, *[part(data_url(png(100, 80)))] * 4)).reports) == 4
 
 
-def test_a_server_limits_the_text(checkpoints: Checkpoints) -> None:
-    made = preparer(checkpoints, "llava", server=True, max_text_chars=20)
-    run(made, parse_prompt("a" * 20))
-    with pytest.raises(PromptError, match="21 characters; the option max_text_chars permits 20") as caught:
-        run(made, parse_prompt("a" * 21))
-    assert caught.value.code == "string_too_long"
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = preparer(checkpoints, "llava", max_model_len=64)
+    monkeypatch.setattr(preparer_module, "tokenize", None)
+    with pytest.raises(PromptTooLongError, match="tokens or more; max_model_len 64") as caught:
+        run(made, parse_prompt("\U0001f468" * 100_000))
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(PromptTooLongError, match="allows 256 here"):
+        made.count(parse_prompt("\U0001f468" * 100_000))
+
+
+def test_the_limit_on_a_user_s_text_is_not_applied_to_the_rendered_template(checkpoints: Checkpoints) -> None:
+    made = preparer(checkpoints, "llava", server=True, max_text_chars=1)
+    assert run(made, chat(made, {"type": "text", "text": "a"})).request.token_ids
+
+
+def test_min_tokens_must_fit_behind_the_prompt(checkpoints: Checkpoints) -> None:
+    made = preparer(checkpoints, "llava", max_model_len=64)
+    form = parse_prompt("a b c")
+    room = 64 - len(run(made, form).request.token_ids)
+    made.prepare(form, SamplingParams(max_tokens=None, min_tokens=room), "r", 0.0)
+    with pytest.raises(SamplingError, match=f"{room} tokens of room") as caught:
+        made.prepare(form, SamplingParams(max_tokens=None, min_tokens=room + 1), "r", 0.0)
+    assert (caught.value.code, caught.value.param) == ("above_max_value", "min_tokens")
 
 
 def test_too_many_pictures_have_their_own_code(checkpoints: Checkpoints) -> None:

@@ -231,6 +231,22 @@ def test_chunks_are_counted_while_they_come() -> None:
     run(test, max_body_bytes=1024)
 
 
+@pytest.mark.parametrize("size", [b"FFFFFFFFFFFFFFFF", b"FFFFFFFF;name=value", b"401"])
+@pytest.mark.parametrize("data", [b"", b"abc\r\n0\r\n\r\n"], ids=["alone", "with data"])
+def test_a_chunk_longer_than_any_body_is_refused_by_the_size_it_announces(size: bytes, data: bytes) -> None:
+    async def test(server: Server) -> None:
+        client = await server.connect()
+        await client.send(get("/echo", JSON, CHUNKED, method="POST") + size + b"\r\n" + data)
+        reply = await client.reply()
+        assert (reply.status, reply.error["code"]) == (413, "content_too_large")
+        assert "max_body_bytes" in reply.error["message"]
+        assert await client.is_ended()
+        assert [line["status"] for line in server.lines] == [413]
+        assert not server.seen.bodies
+
+    run(test, max_body_bytes=1024)
+
+
 @pytest.mark.parametrize(("length", "key", "status"), [(40 * 1024**2, "right", 413), (2, "wrong", 401)])
 def test_who_waits_for_100_is_refused_without_it(length: int, key: str, status: int) -> None:
     async def test(server: Server) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -88,8 +87,7 @@ def test_the_key_is_asked_for_where_there_is_one(config: ServerConfig, secured: 
 def test_streams_are_described_by_an_object_in_the_document() -> None:
     described = document()
     for path, chunk in CHUNKS.items():
-        text = described["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]["schema"][
-            "description"
-        ]
-        assert re.search(chunk.__name__, text)
+        answer = described["paths"][path]["post"]["responses"]["200"]
+        assert answer["content"]["text/event-stream"] == {}
+        assert chunk.__name__ in answer["description"]
         assert chunk.__name__ in described["components"]["schemas"]

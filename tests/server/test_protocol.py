@@ -302,13 +302,38 @@ def test_too_many_parts_are_refused() -> None:
 
 def test_embeddings_are_passed_on_where_the_operator_allows_them() -> None:
     service = FakeService(config=ServerConfig(enable_mm_embeds=True))
-    values: list[Any] = ["AA==", {"image_embeds": "AA==", "image_grid_thw": "AQ=="}]
-    for value in values:
-        post(service, CHAT, parts_body({"type": "image_embeds", "image_embeds": value, "uuid": "u"}))
-        assert service.asks[-1].messages == [
-            {"role": "user", "content": [{"type": "image_embeds", "image_embeds": value, "uuid": "u"}]}
-        ]
-    answer = post(service, CHAT, parts_body({"type": "image_embeds", "image_embeds": 5}))
+    bare = {"type": "image_embeds", "image_embeds": "AA=="}
+    for part in (bare, {**bare, "uuid": "u"}, {**bare, "image_grid_thw": [1, 4, 6], "uuid": "u"}):
+        post(service, CHAT, parts_body(part))
+        assert service.asks[-1].messages == [{"role": "user", "content": [part]}]
+    post(service, CHAT, parts_body({**bare, "image_grid_thw": None}))
+    assert service.asks[-1].messages == [{"role": "user", "content": [bare]}]
+
+
+BAD_GRIDS: list[tuple[Any, str, str]] = [
+    ([1, 4], "invalid_value", ""),
+    ([1, 4, 6, 1], "array_too_long", ""),
+    ([1, 0, 6], "below_min_value", ".1"),
+    ([1, 100_001, 6], "above_max_value", ".1"),
+    ([1, 2**80, 6], "above_max_value", ".1"),
+    ([1, 4.0, 6], "invalid_type", ".1"),
+    ([[1, 4, 6]], "invalid_type", ".0"),
+    ("1,4,6", "invalid_type", ""),
+    ({"image_embeds": "AA=="}, "invalid_type", ""),
+]
+
+
+@pytest.mark.parametrize(("grid", "code", "place"), BAD_GRIDS, ids=lambda v: str(v)[:20])
+def test_a_grid_beside_embeddings_is_three_counts(grid: Any, code: str, place: str) -> None:
+    service = FakeService(config=ServerConfig(enable_mm_embeds=True))
+    part = {"type": "image_embeds", "image_embeds": "AA==", "image_grid_thw": grid}
+    check_refused(post(service, CHAT, parts_body(part)), code, f"messages.0.content.0.image_grid_thw{place}")
+
+
+@pytest.mark.parametrize("value", [5, None, "", ["AA=="], {"image_embeds": "AA==", "image_grid_thw": "AQ=="}])
+def test_embeddings_that_are_no_text_are_refused(value: Any) -> None:
+    service = FakeService(config=ServerConfig(enable_mm_embeds=True))
+    answer = post(service, CHAT, parts_body({"type": "image_embeds", "image_embeds": value}))
     check_refused(answer, "invalid_embeddings", "messages.0.content.0.image_embeds")
 
 

@@ -14,6 +14,7 @@ MAX_COMPLETIONS = 64
 MAX_STOP_STRINGS = 16
 MAX_LIST_ITEMS = 1024
 MAX_LOGIT_BIAS = 100.0
+MIN_REPETITION_PENALTY = 0.01  # it divides logits, which must stay finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,7 @@ class SamplingParams:
     ignore_eos: go on after the model's own end tokens.
     max_tokens: None means up to the model's length.
     presence_penalty, frequency_penalty: -2 to 2, over the tokens generated so far.
-    repetition_penalty: above 0, over prompt and generated tokens; 1 is none.
+    repetition_penalty: 0.01 to 100, over prompt and generated tokens; 1 is none.
     logprobs: for each generated token the likeliest 0 to 20 and the chosen one; prompt_logprobs: of the prompt.
     logit_bias: token id to a number from -100 to 100.
     bad_words: strings that must not be produced.
@@ -113,7 +114,7 @@ class SamplingParams:
         _number("min_p", self.min_p, 0.0, 1.0)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _number("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, 100.0)
 
     def _check_lists(self) -> None:
         _strings("stop", [self.stop] if isinstance(self.stop, str) else self.stop or (), MAX_STOP_STRINGS)

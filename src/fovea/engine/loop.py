@@ -13,7 +13,14 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from fovea.core.errors import MediaLimitError, PromptError, PromptTooLongError, RequestError, RequestFailedError
+from fovea.core.errors import (
+    MediaLimitError,
+    PromptError,
+    PromptTooLongError,
+    RequestError,
+    RequestFailedError,
+    SamplingError,
+)
 from fovea.core.log import logger
 from fovea.core.types import EngineRequest, EngineTimings, FinishReason, MediaItem, TokenLogprobs, TokenOutput
 from fovea.engine.encoder_cache import EncoderCache
@@ -276,8 +283,9 @@ class Engine:
                 continue
             token_id, logprobs = token
             if token_id < 0:
-                error = RequestFailedError(
-                    "No token can be produced: allowed_token_ids, logit_bias, bad_words or min_tokens exclude all."
+                error = SamplingError(
+                    "No token can be produced: allowed_token_ids, logit_bias, bad_words or min_tokens exclude all.",
+                    code="unsupported_combination",
                 )
                 self._fail(chunk.sequence, error, outputs)
                 continue

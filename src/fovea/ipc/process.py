@@ -88,6 +88,14 @@ class LossyHandler(logging.Handler):
 
 
 def show_worker_logs(*, as_json: bool, level: str) -> None:
-    logger.addHandler(LossyHandler(LineFormatter(as_json=as_json)))
+    """Every line of this process goes through our formatter, those of libraries and Python's warnings too.
+
+    Clients can cause such warnings at will (Pillow's about a picture), so they are shown at level debug only.
+    """
+    handler = LossyHandler(LineFormatter(as_json=as_json))
+    logging.getLogger().addHandler(handler)  # else Python writes the warnings of libraries to stderr as they are
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.DEBUG if level.upper() == "DEBUG" else logging.ERROR)
+    logger.addHandler(handler)
     logger.setLevel(level.upper())
     logger.propagate = False

@@ -17,7 +17,6 @@ from fovea.core.errors import (
     InvalidOptionError,
     MediaError,
     MediaLimitError,
-    PromptError,
     PromptTooLongError,
     SamplingError,
 )
@@ -30,9 +29,10 @@ from fovea.pipeline.pictures import Pictures
 from fovea.prompt.build import SlottedPrompt, expand, placeholder_token, tokenize
 from fovea.prompt.forms import PromptForm
 from fovea.prompt.template import ChatTemplate
+from fovea.prompt.token_floor import MAX_CHARS_PER_TOKEN
 from fovea.prompt.tokenizer import Tokenizer
 
-MAX_CHARS_PER_TOKEN = 256  # the longest runs of blanks in published vocabularies are half of this
+COUNT_FACTOR = 4  # a text that is only counted may be so many times as long as a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,6 @@ class Preparer:
         )
         self._config = config
         self._max_model_len = max_model_len
-        self._max_text_chars = config.max_text_chars if isinstance(config, ServerConfig) else None
         self._options = family.check_options(config.mm_processor_kwargs)
         self._pictures = Pictures(config, family, num_threads)
         self._end_ids = family.stop_tokens() | self._end_ids_by_text()
@@ -112,12 +111,13 @@ class Preparer:
         """
         self._check_params(params)
         started = time.perf_counter()
-        slotted = self._slotted(form)
+        slotted = self._slotted(form, self._max_model_len)
         self._check_length(len(slotted.token_ids))
         tokenised = time.perf_counter()
         opened = self._pictures.open(form.media, self._request_options(form), fetched)
         token_ids, spans = expand(slotted, [picture.num_tokens for picture in opened])
         self._check_length(len(token_ids))
+        self._check_room(params, len(token_ids))
         made = self._pictures.make(opened, form.salt)
         media_s = time.perf_counter() - tokenised
         items = tuple(item for item, _ in made)
@@ -139,19 +139,22 @@ class Preparer:
         return Prepared(request, form.text, reports, arrived, prompt_s=tokenised - started, media_s=media_s)
 
     def count(self, form: PromptForm, *, fetched: Mapping[str, Fetched] | None = None) -> Counted:
-        """Sizes and lengths, judged like a request's, except that the prompt may be longer than max_model_len."""
-        slotted = self._slotted(form)
+        """Sizes and lengths, judged like a request's, except that the prompt may be longer than max_model_len.
+
+        Only a text that has more than COUNT_FACTOR times as many tokens at the very least is refused.
+        """
+        slotted = self._slotted(form, COUNT_FACTOR * self._max_model_len)
         opened = self._pictures.open(form.media, self._request_options(form), fetched)
         token_ids, spans = expand(slotted, [picture.num_tokens for picture in opened])
         return Counted(token_ids, spans, tuple(self._pictures.report(picture) for picture in opened))
 
-    def _slotted(self, form: PromptForm) -> SlottedPrompt:
+    def _slotted(self, form: PromptForm, most_tokens: int) -> SlottedPrompt:
         if len(form.media) > self._config.image_limit():
             raise MediaLimitError(
                 f"The prompt has {len(form.media)} images; limit_mm_per_prompt allows {self._config.image_limit()}.",
                 code="too_many_media_items",
             )
-        self._check_text(form.text or "")
+        self._check_text(form.text or "", most_tokens)
         return tokenize(form, self.family, self.tokenizer)
 
     def _end_ids_by_text(self) -> frozenset[int]:
@@ -188,18 +191,25 @@ class Preparer:
                     param=name,
                 )
 
-    def _check_text(self, text: str) -> None:
-        """Before tokenising: no token stands for more characters than this."""
-        if self._max_text_chars is not None and len(text) > self._max_text_chars:
-            raise PromptError(
-                f"The prompt has {len(text):,} characters; the option max_text_chars permits "
-                f"{self._max_text_chars:,}. Shorten it.",
-                code="string_too_long",
-            )
-        most = MAX_CHARS_PER_TOKEN * self._max_model_len
-        if len(text) > most:
+    def _check_text(self, text: str, most_tokens: int) -> None:
+        """Before tokenising, which for a text far too long takes seconds and hundreds of megabytes."""
+        tag = self.family.image_tag
+        fewest = self.tokenizer.fewest_tokens(text if tag is None else tag.sub("", text))
+        fewest = max(fewest, len(text) // MAX_CHARS_PER_TOKEN)  # blanks that a special token may swallow
+        if fewest > most_tokens:
             raise PromptTooLongError(
-                f"The prompt has {len(text)} characters; max_model_len {self._max_model_len} allows at most {most}."
+                f"The prompt has {len(text):,} characters, which are {fewest:,} tokens or more; max_model_len "
+                f"{self._max_model_len:,} allows {most_tokens:,} here. Shorten it."
+            )
+
+    def _check_room(self, params: SamplingParams, num_tokens: int) -> None:
+        room = self._max_model_len - num_tokens
+        if params.min_tokens > room:
+            raise SamplingError(
+                f"min_tokens is more than the {room} tokens of room that the prompt's {num_tokens} tokens leave in "
+                f"max_model_len {self._max_model_len}.",
+                code="above_max_value",
+                param="min_tokens",
             )
 
     def _check_length(self, num_tokens: int) -> None:

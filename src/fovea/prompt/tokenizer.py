@@ -24,6 +24,7 @@ import tokenizers
 from fovea.core.errors import FoveaError, ModelError, ModelNotFoundError, PromptError
 from fovea.core.log import logger
 from fovea.families.config_reader import read_json, read_text
+from fovea.prompt.token_floor import TokenFloor
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PROBE = "a"
@@ -60,6 +61,7 @@ class Tokenizer:
         self._anchor = self._plain.encode(self._probe, add_special_tokens=False).ids[-1:]
         self._anchor_text = self.decode(self._anchor)
         self._restarts = self._segments_restart()
+        self._floor = TokenFloor(definition, self._special)
         self._texts: dict[int, str] = {}
 
     @classmethod
@@ -127,6 +129,10 @@ class Tokenizer:
         else:
             ids = self._encode_cut(whole, parts)
         return [*self._prefix, *ids, *self._suffix] if add_special_tokens else ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """`encode` gives this many ids or more. Takes milliseconds for a text that would take seconds to encode."""
+        return self._floor.at_least(text)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `ids`; ids the tokenizer does not know are left out."""

@@ -18,7 +18,6 @@ from fovea.core.server_config import ServerConfig
 from fovea.server.protocol import (
     MAX_TOKEN_ID,
     ChatBody,
-    ImageEmbeds,
     ImageEmbedsPart,
     InputTextPart,
     Message,
@@ -168,15 +167,15 @@ def _plain_part(part: Part, place: str, config: ServerConfig) -> dict[str, Any]:
             param=place,
         )
     try:
-        value = json.decode(part.image_embeds, type=Url | ImageEmbeds)
+        value = json.decode(part.image_embeds, type=Url)
     except DecodeError:
         raise EmbeddingsError(
-            "image_embeds must be base64 text, or an object with image_embeds and image_grid_thw as base64 text.",
+            "image_embeds must be base64 text of a safetensors or .npy file.",
             code="invalid_embeddings",
             param=f"{place}.image_embeds",
         ) from None
-    plain = {"type": "image_embeds", "image_embeds": to_builtins(value)}
-    return plain if part.uuid is None else {**plain, "uuid": part.uuid}
+    plain = {"type": "image_embeds", "image_embeds": value, "image_grid_thw": part.image_grid_thw, "uuid": part.uuid}
+    return {key: value for key, value in plain.items() if value is not None}
 
 
 def _num_chars(message: Message) -> int:

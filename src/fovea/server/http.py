@@ -23,6 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 import h11
 import msgspec
 import uvicorn
+from h11._readers import ChunkedReader
 from h11._state import MIGHT_SWITCH_PROTOCOL
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
@@ -31,6 +32,7 @@ from uvicorn.server import ServerState
 
 from fovea.core.errors import InvalidOptionError, RouteError, SlowClientError
 from fovea.core.server_config import ServerConfig
+from fovea.server.body import too_large
 from fovea.server.errors import ClientGone, error_body
 from fovea.server.heads import judge_head, malformed
 from fovea.server.linger import LingeringTransport
@@ -135,6 +137,7 @@ class EdgeProtocol(H11Protocol):
                 self._refuse(error)
                 return
         super().handle_events()
+        self._judge_chunk()
         if self.transport.is_closing():
             return
         if self.conn.their_state is not h11.IDLE:
@@ -143,6 +146,15 @@ class EdgeProtocol(H11Protocol):
             self._unset_keepalive_if_required()
             self._arm()
         self._read_on()
+
+    def _judge_chunk(self) -> None:
+        """A chunk that is longer than any body may be is refused by the size it announces, not once it has come."""
+        reader = self.conn._reader
+        if isinstance(reader, ChunkedReader) and not self.cycle.response_complete:
+            max_bytes = self.config.fovea.max_body_bytes
+            if reader._bytes_in_chunk + len(self.cycle.body) > max_bytes:
+                self.broken = too_large(max_bytes)
+                self.cycle.message_event.set()
 
     def _read_on(self) -> None:
         """Go on reading while a request is answered, though the next one must wait: or nobody sees the client leave."""

@@ -165,7 +165,7 @@ def _operation(endpoint: Endpoint, config: ServerConfig) -> dict[str, Any]:
         "summary": endpoint.summary,
         "operationId": f"{endpoint.method.lower()}{endpoint.path}".replace("/", "_").split(":")[0].replace("{", ""),
         "responses": {
-            "200": {"description": "The answer.", "content": _content(endpoint)},
+            "200": {"description": _description(endpoint), "content": _content(endpoint)},
             **{status: _error(status) for status in (BODY_ERRORS if endpoint.body else PLAIN_ERRORS)},
         },
     }
@@ -187,14 +187,19 @@ def _operation(endpoint: Endpoint, config: ServerConfig) -> dict[str, Any]:
     return operation
 
 
+def _description(endpoint: Endpoint) -> str:
+    if endpoint.path not in CHUNKS:
+        return "The answer."
+    name = CHUNKS[endpoint.path].__name__
+    return f"The answer. With stream: true, events whose data is a {name} each; the last one's is [DONE]."
+
+
 def _content(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.answer is None:
         return {"text/plain": {"schema": {"type": "string"}}}
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": REF.format(name=endpoint.answer.__name__)}}}
     if endpoint.path in CHUNKS:
-        name = CHUNKS[endpoint.path].__name__
-        events = f"With stream: true. Each event's data is a {name}; the last one's is [DONE]."
-        content["text/event-stream"] = {"schema": {"type": "string", "description": events}}
+        content["text/event-stream"] = {}  # no schema: some readers hold it against the stream, some against each event
     return content
 
 

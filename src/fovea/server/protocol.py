@@ -15,6 +15,7 @@ from msgspec import UNSET, DecodeError, Meta, Raw, Struct, UnsetType, json, msgp
 
 from fovea.core.config import MIB
 from fovea.core.errors import BodyError, FoveaError
+from fovea.prompt.forms import MAX_GRID_SIDE
 from fovea.server.body import decode
 
 MAX_MESSAGES = 1024
@@ -34,6 +35,7 @@ MAX_NAMED_FIELDS = 16
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 Pixels = Annotated[int, Meta(ge=1, le=10**9)]
+GridSide = Annotated[int, Meta(ge=1, le=MAX_GRID_SIDE)]
 Short = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 Url = Annotated[str, Meta(min_length=1, max_length=256 * MIB, description="http(s), data: or file: address.")]
@@ -82,15 +84,11 @@ class InputImagePart(Struct, tag_field="type", tag="input_image", forbid_unknown
     min_pixels: Pixels | None = None
 
 
-class ImageEmbeds(Struct, forbid_unknown_fields=True):
-    image_embeds: Url
-    image_grid_thw: Url
-
-
 class ImageEmbedsPart(Struct, tag_field="type", tag="image_embeds", forbid_unknown_fields=True, omit_defaults=True):
-    """Kept undecoded until it is known that the operator takes embeddings."""
+    """`image_embeds` is kept undecoded until it is known that the operator takes embeddings."""
 
-    image_embeds: Annotated[Raw, Meta(extra={"max_bytes": 256 * MIB})]
+    image_embeds: Annotated[Raw, Meta(extra={"max_bytes": 256 * MIB}, extra_json_schema={"type": "string"})]
+    image_grid_thw: Annotated[list[GridSide], Meta(min_length=3, max_length=3)] | None = None
     uuid: Short | None = None
 
 
