@@ -172,7 +172,7 @@ class Sampling(Unsupported, kw_only=True):
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     logit_bias: Annotated[dict[BiasKey, Bias], Meta(max_length=MAX_LOGIT_BIAS)] | None = None
     bad_words: Annotated[list[BadWord], Meta(max_length=128)] | None = None
