@@ -352,7 +352,7 @@ LENGTHS = [
         ("2500",),
         "phi3_v",
     ),
-    Bad("an endless text", "a" * 2_000_000, PromptTooLongError, ("2000000 characters", "2500")),
+    Bad("an endless text", "a" * 2_000_000, PromptTooLongError, ("2,000,000 characters", "2,500")),
 ]
 
 EVERY = [*SHAPES, *IDS, *COUNTS, *PICTURES, *EMBEDDINGS, *PROCESSOR, *LENGTHS]
