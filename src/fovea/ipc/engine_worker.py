@@ -26,6 +26,7 @@ from fovea.families.registry import load_family
 from fovea.ipc import faults
 from fovea.ipc.blob import map_blob
 from fovea.ipc.channel import Channel, ChannelClosedError, Frame
+from fovea.ipc.heap import HeapTrimmer
 from fovea.ipc.heartbeat import Heartbeat
 from fovea.ipc.messages import (
     Abort,
@@ -58,16 +59,21 @@ class EngineLoop:
         self._channel = channel
         self._heartbeat = heartbeat
         self._stats_sent = 0.0
+        self._heap = HeapTrimmer(time.monotonic)
 
     def run(self) -> None:
         """Until the parent closes the channel."""
         while True:
             self._heartbeat.beat()
             busy = self._engine.has_work()
-            for frame in self._channel.receive(0.0 if busy else IDLE_TURN_S):
+            frames = self._channel.receive(0.0 if busy else IDLE_TURN_S)
+            for frame in frames:
                 self._handle(frame)
             if self._engine.has_work():
                 self._send(self._engine.step())
+                self._heap.worked()
+            elif not frames and not busy:
+                self._heap.rest()
             self._send_stats(idle=not self._engine.has_work())
 
     def _handle(self, frame: Frame) -> None:
