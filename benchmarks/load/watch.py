@@ -1,6 +1,7 @@
 """What is seen of a server from outside while it works: memory and CPU of its processes, its metrics, its health.
 
-Memory is PSS over all processes: pages that several share count once. CPU is the kernel's count for each process.
+Memory is PSS over all processes without pages of files: what several share counts once. CPU is the kernel's count for
+each process; "others" is what ran beside server and client, which should be next to nothing.
 """
 
 from __future__ import annotations
@@ -66,11 +67,21 @@ def cpu_s(pid: int) -> float:
 
 
 def pss_bytes(pid: int) -> int:
+    """Without pages of files: how many of those count depends on who else uses the same libraries."""
+    counted = 0
     with contextlib.suppress(OSError, ValueError):
         for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                counted += int(line.split()[1]) * 1024
+    return counted
+
+
+def busy_s() -> float:
+    """CPU seconds of the whole machine so far; 0.0 where /proc does not tell."""
+    try:
+        return sum(int(word) for word in (PROC / "stat").read_text().split()[1:4]) / TICKS_PER_S
+    except (OSError, ValueError):
+        return 0.0
 
 
 def num_entries(path: Path) -> int:
@@ -114,7 +125,7 @@ class Watch:
         gc.disable()
         for pid in [self._server, *descendants(self._server)]:
             self._seen[pid] = cpu_s(pid)
-        self._started, self._own = time.monotonic(), time.process_time()
+        self._started, self._own, self._busy = time.monotonic(), time.process_time(), busy_s()
         self._sample_memory()
         self._thread.start()
         return self
@@ -127,6 +138,7 @@ class Watch:
         self.wall_s = time.monotonic() - self._started
         self.cpu_s["client"] = time.process_time() - self._own  # type: ignore[assignment]
         self._sample_cpu()
+        self.cpu_s["others"] = max(0.0, busy_s() - self._busy - sum(self.cpu_s.values()))  # type: ignore[assignment]
         self._sample_memory()
         gc.enable()
 
