@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check golden corpus faults fuzz browser load bench clean
+.PHONY: help demo serve test check golden corpus faults fuzz browser load bench gpu-test clean
 
 help:
 	@echo "make demo     install into $(VENV) and ask the embedded model about the bundled pictures"
@@ -23,6 +23,7 @@ help:
 	@echo "make fuzz     mutated pictures, bodies and bytes; the OpenAPI document"
 	@echo "make browser  the playground in headless Chromium (installs it where apt-get may)"
 	@echo "make load     minutes of load; writes benchmarks/results"
+	@echo "make gpu-test kernels, graphs and answers on a CUDA card; skipped without one"
 	@echo "make golden   compare with the files in ../shared/golden, where they are"
 	@echo "make bench    the offline benchmark                      ARGS='--help' shows its options"
 	@echo "make clean    remove $(VENV), caches and builds"
@@ -63,6 +64,9 @@ golden: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(OFFLINE) $(RUN) -m benchmarks.offline $(ARGS)
+
+gpu-test: $(VENV)/.installed-test
+	$(OFFLINE) $(RUN) -m pytest -m gpu tests/gpu -rs $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

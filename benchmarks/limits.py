@@ -74,22 +74,30 @@ class Limits:
     def head_weights(self) -> int:
         return self.spec.decoder.hidden_size * self.spec.decoder.vocab_size
 
-    def decode_step_s(self, batch: int, context_tokens: float) -> float:
+    def decode_step_s(self, batch: int, context_tokens: float, shared_tokens: float = 0.0) -> float:
+        """`shared_tokens` of each context are the same keys and values for all, to be read once."""
         d = self.spec.decoder
         weights = self.layer_weights() + self.head_weights()
-        kv_bytes = batch * context_tokens * d.kv_bytes_per_token(self.element_bytes)
+        distinct_tokens = batch * (context_tokens - shared_tokens) + shared_tokens
+        kv_bytes = distinct_tokens * d.kv_bytes_per_token(self.element_bytes)
         memory_s = (weights * self.element_bytes + kv_bytes) / self.ceilings.bytes_per_s
         attention = 4 * batch * context_tokens * d.num_heads * d.head_dim * d.num_layers
         return max(memory_s, (2 * weights * batch + attention) / self.ceilings.flops_per_s)
 
-    def prefill_s(self, prompt_tokens: int, patch_groups: list[int]) -> float:
-        """One request: its prompt, and one tower segment of so many patches for each entry of `patch_groups`."""
+    def prefill_s(
+        self, prompt_tokens: int, patch_groups: list[int], *, alone: bool = False, cached_tokens: int = 0
+    ) -> float:
+        """One request: its prompt behind `cached_tokens` known ones, and a tower segment for each of `patch_groups`.
+
+        `alone`: its weights are read for nobody else.
+        """
         d = self.spec.decoder
-        attention = 2 * prompt_tokens**2 * d.num_heads * d.head_dim * d.num_layers
+        new_tokens = prompt_tokens - cached_tokens
+        attention = 2 * (prompt_tokens**2 - cached_tokens**2) * d.num_heads * d.head_dim * d.num_layers
         tower = sum(self.tower_flops(patches) for patches in patch_groups)
-        flops = 2 * self.layer_weights() * prompt_tokens + attention + 2 * self.head_weights() + tower
-        weights_s = self.layer_weights() * self.element_bytes / self.ceilings.bytes_per_s
-        return max(flops / self.ceilings.flops_per_s, weights_s if len(patch_groups) <= 1 else 0.0)
+        flops = 2 * self.layer_weights() * new_tokens + attention + 2 * self.head_weights() + tower
+        weights_s = self.layer_weights() * self.element_bytes / self.ceilings.bytes_per_s if alone else 0.0
+        return max(flops / self.ceilings.flops_per_s, weights_s)
 
     def tower_flops(self, patches: int) -> float:
         """One segment: blocks, attention inside it, projector."""
@@ -104,3 +112,9 @@ class Limits:
         """Seconds of device time for one of `batch` requests that decode together, phases not overlapped."""
         step_s = self.decode_step_s(batch, prompt_tokens + out_tokens / 2)
         return prefill_s + out_tokens * step_s / batch
+
+    def repeat_s(self, patch_groups: list[int], prompt_tokens: int, shared_tokens: int, out: int, batch: int) -> float:
+        """`batch` requests whose prompts begin alike, pictures included: that part is computed and read once."""
+        first_s = self.prefill_s(shared_tokens, patch_groups)
+        rest_s = batch * self.prefill_s(prompt_tokens, [], cached_tokens=shared_tokens)
+        return first_s + rest_s + out * self.decode_step_s(batch, prompt_tokens + out / 2, shared_tokens)

@@ -13,37 +13,56 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def write_results(what: str, model: str, card: str, content: dict[str, Any], *, commit: str = "") -> Path:
-    """Write `content` beside date, commit, card, host and versions; returns the path."""
+def write_results(
+    what: str, model: str, card: str, content: dict[str, Any], *, commit: str = "", folder: Path = RESULTS
+) -> Path:
+    """Write `content` beside date, commit, card, driver, host and versions; returns the path."""
+    about = {**about_run(card, commit), "model": Path(model).name}
+    return save(f"{what}_{Path(model).name}", {**about, **content}, folder)
+
+
+def about_run(card: str, commit: str = "") -> dict[str, Any]:
+    """What a figure depends on beside the code under test."""
     import torch
     import transformers
 
     import fovea
 
-    now = datetime.datetime.now(datetime.UTC)
-    about = {
-        "date": f"{now:%Y-%m-%d %H:%M} UTC",
+    return {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "commit": commit or current_commit(),
         "card": card,
+        "driver": "" if card == "cpu" else driver_version(),
         "host": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "fovea": fovea.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "model": Path(model).name,
     }
-    path = RESULTS / f"{what}_{Path(model).name}_{card.replace(' ', '-')}_{now:%Y-%m-%d}.json"
+
+
+def save(name: str, content: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """One file for each name, card and day; a later run of the day takes its place."""
+    path = folder / f"{name}_{content['card'].replace(' ', '-')}_{content['date'][:10]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**about, **content}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
 
 
 def current_commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return _output("git", "describe", "--always", "--dirty", "--exclude=*") or "unknown"
+
+
+def driver_version() -> str:
+    lines = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
+    return lines[0] if lines else "unknown"
+
+
+def _output(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return ""
 
 
 def cpu_name() -> str:

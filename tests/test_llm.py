@@ -131,10 +131,10 @@ def test_an_error_while_preparing_that_nobody_foresaw_stays_with_its_request(
     (want,) = [tokens(ask(llm, TEXT))]
     prepare = llm._preparer.prepare
 
-    def broken(form: Any, *args: Any) -> Any:
+    def broken(form: Any, *args: Any, **options: Any) -> Any:
         if form.media:
             raise KeyError("a secret text")
-        return prepare(form, *args)
+        return prepare(form, *args, **options)
 
     monkeypatch.setattr(llm._preparer, "prepare", broken)
     outputs = llm.generate([GOOD, TEXT], GREEDY, use_tqdm=False, on_error="return")

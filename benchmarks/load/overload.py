@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 
@@ -31,18 +32,18 @@ from benchmarks.load.watch import (
 
 PART = "overload"
 DEADLINE_S = 30.0
-NUM_TOKENS = 32
+TOKENS = (16, 24, 32, 40, 48)  # different, or all would end and begin together
 TIMES_PEAK = 4.0
 SWEEP = (8, 16, 32, 64, SEATS)
 RAMP_SHARE = 0.3  # of a sweep's step: until its rate is steady
 FILL_S = 4.0  # until the queue is full
 CALM_TRIES = 20
 GUESS_PER_S = 60.0
-_TAIL = chat_tail(NUM_TOKENS, stream=True)
+_TAILS = {num_tokens: chat_tail(num_tokens, stream=True) for num_tokens in TOKENS}
 
 
 def overload(quick: bool, seed: int, report: Report) -> None:
-    step_s, seconds = (5.0, 20.0) if quick else (12.0, 60.0)
+    step_s, seconds = (7.0, 20.0) if quick else (14.0, 60.0)
     with started(*SOAK_FLAGS) as server:
         peak, rates = _peak(server.port, step_s, seed, report)
         count = round(TIMES_PEAK * peak * seconds)
@@ -132,7 +133,8 @@ def _few(seed: int) -> list[Ask]:
 
 
 def _ask(question: Asked) -> Ask:
-    return Ask((question.head, _TAIL), NUM_TOKENS, label=str(question.num_pictures))
+    num_tokens = TOKENS[zlib.crc32(question.head) % len(TOKENS)]
+    return Ask((question.head, _TAILS[num_tokens]), num_tokens, label=str(question.num_pictures))
 
 
 def _served(answers: Sequence[Answer], peak: float, began: float, last_sent: float) -> list[Figure]:

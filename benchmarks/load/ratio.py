@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from benchmarks.load.server import ENGINE_OPTIONS, MAX_NUM_QUEUED, flags, starte
 from benchmarks.load.watch import Watch, wait_until_idle
 
 PART = "ratio"
-NUM_TOKENS = 64
+TOKENS = (32, 48, 64, 80, 96)  # different, or all would end and begin together
 NUM_WARM = 16
 DEADLINE_S = 280.0  # below the server's own
 
@@ -65,7 +65,7 @@ def ratio(quick: bool, seed: int, report: Report) -> None:
     results = Results()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "requests"
-        path.write_bytes(b"".join(bytes(asked.head) + b"}\n" for asked in questions))
+        path.write_bytes(b"".join(_lines(questions)))
         for number in range(rounds):
             ways = WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]
             _online(questions, ways, results)
@@ -74,7 +74,13 @@ def ratio(quick: bool, seed: int, report: Report) -> None:
     for name, cpu in results.cpu_s.items():
         wall_s = results.wall_s[name]
         report.add_cores(f"{PART}, {name}", {role: round(s / wall_s, 2) for role, s in sorted(cpu.items())})
-    report.details[PART] = {"tokens_per_s": results.rates, "requests": count, "tokens_out": NUM_TOKENS}
+    report.details[PART] = {"tokens_per_s": results.rates, "requests": count, "tokens_out": TOKENS}
+
+
+def _lines(questions: Sequence[Asked]) -> Iterator[bytes]:
+    """The bodies for the offline side; those asked before the clock starts are not counted off."""
+    for number, asked in enumerate(questions, -NUM_WARM):
+        yield bytes(asked.head) + b',"max_tokens":%d}\n' % TOKENS[number % len(TOKENS)]
 
 
 def _online(questions: Sequence[Asked], ways: Sequence[Way], results: Results) -> None:
@@ -96,15 +102,19 @@ def _online(questions: Sequence[Asked], ways: Sequence[Way], results: Results) -
 async def _pass(port: int, questions: Sequence[Asked], way: Way, salt: str) -> list[Answer]:
     """In the order of the questions."""
     client = Client(port, deadline_s=DEADLINE_S)
-    tail = chat_tail(NUM_TOKENS, stream=way.stream, salt=salt)
-    asks = [Ask((asked.head, tail), NUM_TOKENS, label=str(i)) for i, asked in enumerate(questions)]
+    tails = {count: chat_tail(count, stream=way.stream, salt=salt) for count in TOKENS}
+    counts = [TOKENS[i % len(TOKENS)] for i in range(len(questions))]
+    asks = [
+        Ask((asked.head, tails[count]), count, label=str(i))
+        for i, (asked, count) in enumerate(zip(questions, counts, strict=True))
+    ]
     answers = [answer async for answer in closed_loop(client, asks, way.concurrency)]
     client.close()
     return sorted(answers, key=lambda answer: int(answer.ask.label))
 
 
 def _offline(path: Path, results: Results, *, repeats: int) -> None:
-    words = ["--tokens", str(NUM_TOKENS), "--repeats", str(repeats), "--warm", str(NUM_WARM)]
+    words = ["--repeats", str(repeats), "--warm", str(NUM_WARM)]
     command = [sys.executable, "-m", "benchmarks.load.offline", str(path), "--options", json.dumps(ENGINE_OPTIONS)]
     done = subprocess.run([*command, *words], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     found: dict[str, Any] = json.loads(done.stdout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +23,7 @@ from fovea.engine.build import build_engine, media_threads, plan_engine
 from fovea.families.registry import load_family
 from fovea.models.folder import find_model
 from fovea.pipeline.collector import Collector
+from fovea.pipeline.pictures import SharedDecodes
 from fovea.pipeline.preparer import Prepared, Preparer
 from fovea.prompt.chat import build_chat
 from fovea.prompt.forms import PromptForm, parse_prompt
@@ -54,7 +55,14 @@ class LLM:
         self.family = load_family(folder)
         blueprint = plan_engine(self.config, self.family)
         # Tokenizer and template come before the weights: a mistake there shows in a second, not in a minute.
-        self._preparer = Preparer(self.config, self.family, folder, tokenizer_folder, blueprint.memory.max_model_len)
+        self._preparer = Preparer(
+            self.config,
+            self.family,
+            folder,
+            tokenizer_folder,
+            blueprint.memory.max_model_len,
+            resize_on_device=self.config.resizes_on(blueprint.device.type),
+        )
         self.engine = build_engine(blueprint, self.config, self.family, folder, use_tqdm=use_tqdm)
         self._num_threads = media_threads(self.config)
         self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fovea-media")
@@ -82,7 +90,7 @@ class LLM:
         """
         items = _as_list(prompts)
         jobs = [(_form_maker(prompt), params) for prompt, params in zip(items, _each(sampling_params, len(items)))]
-        return self._run_all(jobs, use_tqdm, on_error)
+        return self._run_all(jobs, use_tqdm, on_error, SharedDecodes(_repeated_media(items)))
 
     def generate_iter(
         self, prompts: Iterable[object], sampling_params: SamplingParams | None = None
@@ -171,12 +179,14 @@ class LLM:
     def _chat_maker(self, messages: Sequence[Any], **options: Any) -> FormMaker:
         return lambda: build_chat(messages, self._preparer.template, self.family, **options)
 
-    def _run_all(self, jobs: list[_Job], use_tqdm: bool, on_error: OnError) -> list[RequestOutput]:
+    def _run_all(
+        self, jobs: list[_Job], use_tqdm: bool, on_error: OnError, shared: SharedDecodes | None = None
+    ) -> list[RequestOutput]:
         if on_error not in ("raise", "return"):
             raise InvalidOptionError(f'on_error is {on_error!r}; permitted: "raise", "return".')
         outputs: list[RequestOutput | None] = [None] * len(jobs)
         with _Progress(len(jobs), use_tqdm) as progress:
-            for number, output in self._run(jobs):
+            for number, output in self._run(jobs, shared=shared):
                 outputs[number] = output
                 progress.done(output)
         done = [output for output in outputs if output is not None]
@@ -186,23 +196,27 @@ class LLM:
             raise errors[0] if len(jobs) == 1 else BatchError([None if o.error else o for o in done], errors)
         return done
 
-    def _run(self, jobs: Iterable[_Job], *, live: bool = False) -> Iterator[tuple[int, RequestOutput]]:
+    def _run(
+        self, jobs: Iterable[_Job], *, live: bool = False, shared: SharedDecodes | None = None
+    ) -> Iterator[tuple[int, RequestOutput]]:
         """(number, output) of each job as it ends; with `live` also after every step."""
         if self._closed:
             raise RequestError("This LLM is closed. Make a new one.")
-        run = _Run(self, iter(jobs), live=live)
+        run = _Run(self, iter(jobs), live=live, shared=shared)
         try:
             while run.has_work():
                 yield from run.advance()
         finally:
             run.abandon()
 
-    def _prepare(self, maker: FormMaker, params: SamplingParams, request_id: str, arrived: float) -> Prepared:
+    def _prepare(
+        self, maker: FormMaker, params: SamplingParams, request_id: str, arrived: float, shared: SharedDecodes | None
+    ) -> Prepared:
         try:
             started = time.perf_counter()
             form = maker()
             rendered_s = time.perf_counter() - started
-            prepared = self._preparer.prepare(form, params, request_id, arrived)
+            prepared = self._preparer.prepare(form, params, request_id, arrived, shared=shared)
             return replace(prepared, prompt_s=prepared.prompt_s + rendered_s)
         except FoveaError:
             raise
@@ -224,8 +238,9 @@ class _Ahead:
 class _Run:
     """One call of generate: prepares ahead in threads, keeps the engine fed, puts answers together."""
 
-    def __init__(self, llm: LLM, jobs: Iterator[_Job], *, live: bool) -> None:
+    def __init__(self, llm: LLM, jobs: Iterator[_Job], *, live: bool, shared: SharedDecodes | None) -> None:
         self._llm = llm
+        self._shared = shared
         self._jobs = enumerate(jobs)
         self._live = live
         self._exhausted = False
@@ -270,7 +285,8 @@ class _Run:
                 return
             number, (maker, params) = job
             request_id = str(next(self._llm._request_numbers))
-            future = self._llm._threads.submit(self._llm._prepare, maker, params, request_id, time.perf_counter())
+            arrived = time.perf_counter()
+            future = self._llm._threads.submit(self._llm._prepare, maker, params, request_id, arrived, self._shared)
             self._ahead.append(_Ahead(number, request_id, future))
 
     def _admit(self, ahead: _Ahead) -> tuple[int, RequestOutput] | None:
@@ -350,6 +366,16 @@ class _Progress:
 
 def _form_maker(prompt: object) -> FormMaker:
     return lambda: parse_prompt(prompt)
+
+
+def _repeated_media(prompts: list[object]) -> set[int]:
+    """Identities of the objects that stand as pictures in several places of these prompts."""
+    counts: Counter[int] = Counter()
+    for prompt in prompts:
+        media = prompt.get("multi_modal_data") if isinstance(prompt, dict) else None
+        for value in media.values() if isinstance(media, dict) else ():
+            counts.update(id(one) for one in (value if isinstance(value, (list, tuple)) else [value]))
+    return {identity for identity, count in counts.items() if count > 1}
 
 
 def _as_list(prompts: object) -> list[object]:

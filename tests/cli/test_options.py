@@ -62,6 +62,7 @@ def engine_flags(*argv: str) -> dict[str, Any]:
         (("--allowed-media-domains", '["a.test"]'), {"allowed_media_domains": ["a.test"]}),
         (("--media-fetch-timeout-s", "2.5"), {"media_fetch_timeout_s": 2.5}),
         (("--max-model-len", "auto"), {"max_model_len": None}),
+        (("--no-resize-on-device",), {"resize_on_device": False}),
     ],
 )
 def test_flags_are_read(argv: tuple[str, ...], expected: dict[str, Any]) -> None:

@@ -66,6 +66,8 @@ def test_every_option_has_a_variable(option: Any) -> None:
     ("variable", "text", "expected"),
     [
         ("FOVEA_MAX_MODEL_LEN", "4k", {"max_model_len": 4000}),
+        ("FOVEA_RESIZE_ON_DEVICE", "off", {"resize_on_device": False}),
+        ("FOVEA_RESIZE_ON_DEVICE", "auto", {"resize_on_device": None}),
         ("FOVEA_MAX_MODEL_LEN", "auto", {"max_model_len": None}),
         ("FOVEA_LIMIT_MM_PER_PROMPT", "image=2", {"limit_mm_per_prompt": {"image": 2}}),
         ("FOVEA_PLAYGROUND", "off", {"playground": False}),

@@ -111,6 +111,12 @@ def test_a_config_is_frozen_and_its_mappings_are_copies() -> None:
         config.seed = 1  # type: ignore[misc]
 
 
+def test_pictures_are_resized_on_a_gpu_unless_it_is_said() -> None:
+    assert [EngineConfig().resizes_on(device) for device in ("cpu", "cuda", "cuda:1")] == [False, True, True]
+    assert all(EngineConfig(resize_on_device=True).resizes_on(device) for device in ("cpu", "cuda:0"))
+    assert not any(EngineConfig(resize_on_device=False).resizes_on(device) for device in ("cpu", "cuda:0"))
+
+
 def test_lists_become_tuples() -> None:
     hosts = ["a.test"]
     config = EngineConfig.from_options(

@@ -6,14 +6,16 @@ import hashlib
 from collections.abc import Sequence as Rows
 from typing import Any, cast
 
+import torch
+
 from fovea.core.params import SamplingParams
 from fovea.core.types import EngineRequest, Logprob, MediaItem, MediaSpan, TokenOutput
 from fovea.engine.blocks import BlockPool
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.loop import Engine
 from fovea.engine.memory import MemoryPlan
-from fovea.engine.runner import Runner, StepResult
-from fovea.engine.sampler import NOT_FINITE
+from fovea.engine.runner import Launched, Runner
+from fovea.engine.sampler import NOT_FINITE, Sampled
 from fovea.engine.scheduler import Budgets, Chunk, Scheduler, StepPlan
 from fovea.engine.sequence import Sequence
 from fovea.families.spec import RopeRegime, RopeSpec
@@ -77,6 +79,7 @@ class World:
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.slots: dict[int, bytes] = {}
+        self.last: list[int] = []  # tokens of the last step by row, which a step in flight finds on the device
 
     def check(self, plan: StepPlan) -> None:
         """Every promise a plan makes to the runner."""
@@ -131,7 +134,7 @@ class World:
         for item in plan.encode:
             self.scheduler.encoder_cache.fill(item.key, item.key)
         for chunk in plan.chunks:
-            prefix = identities(chunk.sequence)
+            prefix = identities(chunk.sequence, self.last)
             for place in range(chunk.start, chunk.end):
                 self.slots[self._slot(chunk.sequence, place)] = prefix[place]
 
@@ -140,13 +143,17 @@ class World:
         return sequence.blocks[place // size] * size + place % size
 
 
-def identities(sequence: Sequence) -> list[bytes]:
-    """For each token the identity of all that its key depends on. Written apart from Sequence's own hashes."""
+def identities(sequence: Sequence, last: Rows[int] = ()) -> list[bytes]:
+    """For each token the identity of all that its key depends on. Written apart from Sequence's own hashes.
+
+    last: the tokens that pending ones stand for.
+    """
     rows: dict[int, bytes] = {}
     for span, item in zip(sequence.request.spans, sequence.request.media, strict=True):
         rows |= {place: item.key + b"%d" % (place - span.start) for place in range(span.start, span.end)}
     chain, found = sequence.request.salt + b"|%d" % sequence.regime, []
-    for place, token in enumerate(sequence.token_ids):
+    for place, known in enumerate(sequence.token_ids):
+        token = last[-1 - known] if known < 0 and last else known
         chain = hashlib.md5(chain + rows.get(place, b"%d" % token)).digest()
         found.append(chain)
     return found
@@ -179,15 +186,17 @@ class FakeRunner:
             self.world.scheduler.encoder_cache.fill(item.key, item.key)
         return 0.0
 
-    def forward(self, chunks: list[Chunk]) -> StepResult:
+    def forward(self, chunks: list[Chunk]) -> Launched:
         if any(chunk.sequence.request.request_id in self.bad_requests for chunk in chunks):
             raise RuntimeError("a kernel failed")
         self.forwards.append([(chunk.sequence.request.request_id, chunk.num_tokens) for chunk in chunks])
         self.world.run(StepPlan(chunks))
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         ids = [self._token(sequence) for sequence in sampling]
+        self.world.last = ids
         broken, self.broken_pictures = self.broken_pictures, []
-        return StepResult(ids, [{token: Logprob(-1.0, 1)} for token in ids], broken)
+        sampled = Sampled(list(ids), [{token: Logprob(-1.0, 1)} for token in ids])
+        return Launched(sampled, None, tuple(broken), torch.zeros(len(broken), dtype=torch.bool))
 
     def is_sound(self) -> bool:
         return self.sound
@@ -198,12 +207,14 @@ class FakeRunner:
     def _token(self, sequence: Sequence) -> int:
         if sequence.request.request_id in self.not_finite:
             return NOT_FINITE
-        if (sequence.request.request_id, sequence.index, sequence.num_generated) in self.banned:
+        if (sequence.request.request_id, sequence.index, sequence.num_generated + sequence.num_pending) in self.banned:
             return -1
-        return int.from_bytes(identities(sequence)[-1][:4], "big") % VOCABULARY
+        return int.from_bytes(identities(sequence, self.world.last)[-1][:4], "big") % VOCABULARY
 
 
-def make_engine(*, max_model_len: int = 128, seed: int = 0, **options: Any) -> tuple[Engine, FakeRunner]:
+def make_engine(
+    *, max_model_len: int = 128, seed: int = 0, overlap: bool = False, **options: Any
+) -> tuple[Engine, FakeRunner]:
     scheduler = make_scheduler(**options)
     runner = FakeRunner(scheduler)
     plan = MemoryPlan(
@@ -216,7 +227,7 @@ def make_engine(*, max_model_len: int = 128, seed: int = 0, **options: Any) -> t
         max_model_len=max_model_len,
         max_picture_patches=MAX_PICTURE_PATCHES,
     )
-    return Engine(cast(Runner, runner), scheduler, scheduler.encoder_cache, plan, seed), runner
+    return Engine(cast(Runner, runner), scheduler, scheduler.encoder_cache, plan, seed, overlap=overlap), runner
 
 
 def run_all(engine: Engine, requests: Rows[EngineRequest], most_steps: int = 2000) -> dict[str, list[TokenOutput]]:
@@ -243,5 +254,11 @@ def expected_tokens(request: EngineRequest, count: int) -> list[int]:
     """What FakeRunner makes of a request, whatever else happens."""
     sequence = Sequence(request, 0, None)
     for _ in range(count):
-        sequence.append(int.from_bytes(identities(sequence)[-1][:4], "big") % VOCABULARY)
+        grow(sequence, int.from_bytes(identities(sequence)[-1][:4], "big") % VOCABULARY)
     return sequence.generated
+
+
+def grow(sequence: Sequence, token_id: int) -> None:
+    """As if a step had made this token."""
+    sequence.expect(0)
+    sequence.learn(token_id)

@@ -17,6 +17,7 @@ from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from fovea.families.spec import RopeRegime, RopeSpec
 from fovea.models.decoder import Rope
+from tests.engine.fakes import grow
 
 CPU = torch.device("cpu")
 ROPE = Rope(RopeSpec((RopeRegime(1e4), RopeRegime(1e4, (2.0, 4.0), 1.5)), switch_tokens=100), 4, CPU)
@@ -27,7 +28,7 @@ def chunk(start: int, end: int, blocks: list[int], *, length: int = 20, **reques
     made = EngineRequest("r", tuple(range(100, 100 + length)), SamplingParams(), frozenset(), **request)
     sequence = Sequence(made, 0, None)
     sequence.blocks, sequence.num_computed = blocks, start
-    return Chunk(sequence, start, end)
+    return Chunk(sequence, start, end, samples=end == length)
 
 
 def test_tokens_slots_tables_and_sampled_rows() -> None:
@@ -39,6 +40,8 @@ def test_tokens_slots_tables_and_sampled_rows() -> None:
     assert batch.attention.kv_lens == batch.attention.kv_lens_tensor.tolist() == [20, 6, 5]
     assert batch.attention.query_lens == [1, 6, 3]
     assert batch.attention.num_decode == 1
+    assert batch.attention.query_starts is not None
+    assert batch.attention.query_starts.tolist() == [0, 1, 7, 10]
     assert batch.logit_rows.tolist() == [0, 6], "the third chunk does not reach the end of its prompt"
 
 
@@ -80,7 +83,7 @@ def test_generated_tokens_behind_a_picture_follow_the_shift() -> None:
     rows = np.stack([np.arange(4, dtype=np.int32)] * 3)
     decode = chunk(5, 6, [0, 1], length=4, positions=rows, position_delta=-2)
     for token in (1, 2):
-        decode.sequence.append(token)
+        grow(decode.sequence, token)
     attention = build_batch([decode], MROPE, 4, CPU).attention
     frequencies = 1.0 / 1e4 ** (torch.arange(0, 8, 2) / 8)
     torch.testing.assert_close(attention.cos[0], (3 * frequencies).cos())

@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fovea.core.params import SamplingParams
 from fovea.core.types import MediaItem
 from fovea.engine.scheduler import Scheduler, StepPlan
 from fovea.engine.sequence import Sequence
-from tests.engine.fakes import EMBEDDING_BYTES, VOCABULARY, World, make_request, make_scheduler, media_item
+from tests.engine.fakes import EMBEDDING_BYTES, VOCABULARY, World, grow, make_request, make_scheduler, media_item
+
+ENDLESS = SamplingParams(temperature=0.0, max_tokens=None)
 
 
 def add(scheduler: Scheduler, name: str, *layout: int | MediaItem) -> Sequence:
-    sequence = Sequence(make_request(name, layout), 0, None)
+    sequence = Sequence(make_request(name, layout, params=ENDLESS), 0, None)
     scheduler.add(sequence)
     return sequence
 
@@ -27,10 +30,10 @@ def step(world: World) -> StepPlan:
     world.check(plan)
     world.run(plan)
     for chunk in plan.chunks:
-        samples = chunk.samples
+        world.scheduler.launch(chunk)
         world.scheduler.settle(chunk)
-        if samples:
-            chunk.sequence.append(1)
+        if chunk.samples:
+            grow(chunk.sequence, 1)
     return plan
 
 
@@ -244,7 +247,7 @@ def random_world(rng: random.Random) -> tuple[World, list[Arrival]]:
         for _ in range(rng.choice([0, 0, 1, 3])):
             layout += [rng.choice(pictures), *range(rng.choice([0, 1, 5]))]
         layout += [rng.choice([0, 1, 2])]
-        request = make_request(f"r{number}", layout, salt=rng.choice([b"", b"", b"s"]))
+        request = make_request(f"r{number}", layout, params=ENDLESS, salt=rng.choice([b"", b"", b"s"]))
         abort_after = rng.randint(0, 12) if rng.random() < 0.2 else None
         arrivals.append(Arrival(rng.randint(0, 30), Sequence(request, 0, None), rng.randint(1, 20), abort_after))
     longest = max(arrival.sequence.num_tokens + arrival.num_answer_tokens for arrival in arrivals)
@@ -287,11 +290,12 @@ def test_every_plan_keeps_its_promises_and_every_request_ends(seed: int) -> None
         assert plan.chunks or not live, "there is work and nothing was planned"
         world.run(plan)
         for chunk in plan.chunks:
-            samples, sequence = chunk.samples, chunk.sequence
+            sequence = chunk.sequence
+            scheduler.launch(chunk)
             scheduler.settle(chunk)
-            if not samples:
+            if not chunk.samples:
                 continue
-            sequence.append(rng.choice([0, 1, rng.randrange(VOCABULARY)]))
+            grow(sequence, rng.choice([0, 1, rng.randrange(VOCABULARY)]))
             if sequence.num_generated == live[id(sequence)].num_answer_tokens:
                 scheduler.finish(sequence)
                 del live[id(sequence)]

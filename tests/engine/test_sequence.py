@@ -11,6 +11,7 @@ import pytest
 from fovea.core.params import SamplingParams
 from fovea.core.types import EngineRequest, MediaItem, MediaSpan
 from fovea.engine.sequence import Sequence
+from tests.engine.fakes import grow
 
 KEY_A, KEY_B = b"a" * 32, b"b" * 32
 
@@ -105,7 +106,7 @@ def test_hashes_grow_with_the_answer_and_keep_their_beginning() -> None:
     sequence = make()
     before = hashes(sequence, 5)
     for token in (50, 51, 52):
-        sequence.append(token)
+        grow(sequence, token)
     assert hashes(sequence, 5)[:2] == before
     assert len(hashes(sequence, 5)) == 3
     assert hashes(make(token_ids=(*range(12), 50, 51, 52)), 5) == hashes(sequence, 5)
@@ -114,7 +115,7 @@ def test_hashes_grow_with_the_answer_and_keep_their_beginning() -> None:
 def test_restart_gives_back_blocks_and_keeps_tokens() -> None:
     sequence = make()
     sequence.blocks, sequence.num_computed = [4, 2], 8
-    sequence.append(77)
+    grow(sequence, 77)
     assert sequence.restart() == [4, 2]
     assert (sequence.blocks, sequence.num_computed, sequence.generated) == ([], 0, [77])
     assert sequence.num_generated == 1

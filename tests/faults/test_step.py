@@ -8,7 +8,7 @@ import torch
 from fovea.core.errors import PromptError, RequestFailedError, UnavailableError
 from fovea.engine.failures import EngineBrokenError, classify
 from fovea.engine.loop import Engine, Forward
-from fovea.engine.runner import StepResult
+from fovea.engine.runner import Launched
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from tests.engine.fakes import VOCABULARY, expected_tokens, make_engine, make_request, media_item, run_all, token_ids
@@ -21,7 +21,7 @@ def out_of_memory_above(engine: Engine, num_tokens: int) -> list[int]:
     ran: list[int] = []
 
     def wrap(forward: Forward) -> Forward:
-        def limited(chunks: list[Chunk]) -> StepResult:
+        def limited(chunks: list[Chunk]) -> Launched:
             size = sum(chunk.num_tokens for chunk in chunks)
             if size > num_tokens:
                 raise torch.OutOfMemoryError("CUDA out of memory")
@@ -137,7 +137,7 @@ def test_a_lost_device_is_not_tried_again() -> None:
     calls = 0
 
     def lose(_forward: Forward) -> Forward:
-        def lost(_chunks: list[Chunk]) -> StepResult:
+        def lost(_chunks: list[Chunk]) -> Launched:
             nonlocal calls
             calls += 1
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")

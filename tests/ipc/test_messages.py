@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -11,11 +12,19 @@ import pytest
 from fovea.core import errors
 from fovea.core.errors import FoveaError, MediaLimitError, RequestFailedError
 from fovea.core.params import SamplingParams
-from fovea.core.types import EngineRequest, EngineTimings, Logprob, MediaItem, MediaSpan, TokenOutput
+from fovea.core.types import (
+    Box,
+    EngineRequest,
+    EngineTimings,
+    ImagePlan,
+    Logprob,
+    MediaItem,
+    MediaSpan,
+    TokenOutput,
+)
 from fovea.ipc.blob import map_blob, write_blob
+from fovea.ipc.media_wire import MediaWire, Place
 from fovea.ipc.messages import (
-    MediaWire,
-    Place,
     TokenWire,
     error_from_wire,
     error_to_wire,
@@ -28,6 +37,9 @@ from fovea.ipc.messages import (
 random = np.random.default_rng(0)
 CANVAS = random.integers(0, 256, (31, 17, 3), np.uint8)
 EMBEDS = random.normal(size=(5, 8)).astype(np.float32)
+PLAN = ImagePlan(
+    56, 20, "bilinear", 28, 28, (1, 2, 2), 4, 1, transpose=True, crop=Box(-1, 2, 3, 4), pad=Box(0, 1, 0, 2)
+)
 REQUEST = EngineRequest(
     request_id="r-1",
     token_ids=(1, 2, 3, 151_655, 0),
@@ -37,6 +49,7 @@ REQUEST = EngineRequest(
     media=(
         MediaItem(b"k" * 32, 2, 8, (1, 2, 4), canvas=CANVAS),
         MediaItem(b"e" * 32, 5, 0, (1, 5, 1), embeds=EMBEDS),
+        MediaItem(b"p" * 32, 1, 4, (1, 2, 2), pixels=CANVAS[::-1], plan=PLAN),
     ),
     positions=np.arange(15, dtype=np.int32).reshape(3, 5),
     position_delta=-4,
@@ -56,16 +69,28 @@ def test_a_request_with_pictures_comes_out_the_same() -> None:
     assert np.array_equal(again.media[0].canvas, CANVAS)  # type: ignore[arg-type]
     assert np.array_equal(again.media[1].embeds, EMBEDS)  # type: ignore[arg-type]
     assert np.array_equal(again.positions, REQUEST.positions)  # type: ignore[arg-type]
-    assert [item.key for item in again.media] == [b"k" * 32, b"e" * 32]
+    assert [item.key for item in again.media] == [b"k" * 32, b"e" * 32, b"p" * 32]
+    assert np.array_equal(again.media[2].pixels, CANVAS[::-1])  # type: ignore[arg-type]
+    assert [item.plan for item in again.media] == [None, None, PLAN]
 
 
 def test_without_its_blob_a_request_has_no_pixels_but_all_else() -> None:
     wire, _ = request_to_wire(REQUEST)
     again = request_from_wire(msgspec.msgpack.encode(wire), None)
-    assert [item.num_tokens for item in again.media] == [2, 5]
-    assert all(item.canvas is None and item.embeds is None for item in again.media)
+    assert [item.num_tokens for item in again.media] == [2, 5, 1]
+    assert [(item.canvas, item.embeds, item.pixels, item.plan) for item in again.media] == [(None,) * 4] * 3
 
 
+def test_one_array_that_stands_in_several_places_travels_once() -> None:
+    same = [MediaItem(bytes([i]) * 32, 2, 8, (1, 2, 4), canvas=CANVAS) for i in range(16)]
+    wire, parts = request_to_wire(replace(REQUEST, media=tuple(same)))
+    blob = map_blob(write_blob(parts))
+    assert blob.nbytes == CANVAS.nbytes
+    again = request_from_wire(msgspec.msgpack.encode(wire), blob)
+    assert all(np.array_equal(item.canvas, CANVAS) for item in again.media)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", ["canvas", "embeds", "pixels"])
 @pytest.mark.parametrize(
     "place",
     [
@@ -76,9 +101,10 @@ def test_without_its_blob_a_request_has_no_pixels_but_all_else() -> None:
         Place(0, (-1, -1, 3)),
     ],
 )
-def test_a_place_outside_the_blob_is_refused(place: Place) -> None:
+def test_a_place_outside_the_blob_is_refused(place: Place, field: str) -> None:
     wire, _ = request_to_wire(REQUEST)
-    forged = msgspec.structs.replace(wire, media=[MediaWire(b"k", 2, 8, (1, 2, 4), place, None)])
+    media = msgspec.structs.replace(MediaWire(b"k", 2, 8, (1, 2, 4), None, None), **{field: place})
+    forged = msgspec.structs.replace(wire, media=[media])
     with pytest.raises(RequestFailedError, match="outside"):
         request_from_wire(msgspec.msgpack.encode(forged), map_blob(write_blob([CANVAS.data])))
 

@@ -12,14 +12,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from fovea.core.errors import FoveaError, MediaDecodeError, ModelError, PromptTooLongError
 from fovea.core.server_config import ServerConfig
+from fovea.core.types import Picture
 from fovea.ipc.blob import map_blob, write_blob
 from fovea.ipc.messages import Counts, Done, FetchedWire, Task, ids_from_wire, request_from_wire
 from fovea.ipc.prepare_pool import PreparePool, PrepareReply
+from fovea.media.transform import apply_plan
 
 ASSETS = Path(__file__).parents[2] / "src" / "fovea" / "assets" / "pictures"
 T = TypeVar("T")
@@ -62,6 +65,25 @@ def test_a_prepared_request_has_its_pixels_in_shared_memory() -> None:
             assert item.canvas is not None
             assert item.canvas.shape == (report["height_px"], report["width_px"], 3)
             assert item.canvas.std() > 0
+
+    with_pool(work)
+
+
+def test_pictures_travel_as_they_are_to_an_engine_that_resizes() -> None:
+    """Same keys, and the same canvases once the plan is carried out."""
+
+    async def work(pool: PreparePool) -> None:
+        media = []
+        for resize_on_device in (False, True):
+            task = chat("Look.", data_url("shapes.png"), data_url("label.png"), resize_on_device=resize_on_device)
+            reply = await pool.prepare(task, None)
+            assert reply.blob is not None
+            media.append(request_from_wire(made(reply).request, map_blob(reply.blob)).media)
+        for resized, left in zip(*media, strict=True):
+            assert left.pixels is not None
+            assert left.plan is not None
+            assert (left.key, left.canvas) == (resized.key, None)
+            np.testing.assert_array_equal(apply_plan(Picture(left.pixels, b""), left.plan), resized.canvas)
 
     with_pool(work)
 

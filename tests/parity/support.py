@@ -25,6 +25,7 @@ from tests.oracle.checkpoints import BUILDERS, CASES, Case
 from tests.oracle.reference import Reference, reference
 
 SHARED = Path(os.environ.get("FOVEA_SHARED", Path(__file__).parents[2].parent / "shared"))
+DEVICE = os.environ.get("FOVEA_TEST_DEVICE", "cpu")  # the same tests run on a card: make gpu-test
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 MIB = 1024**2
 
@@ -98,8 +99,10 @@ class Engines:
 
 def load(folder: Path, **options: Any) -> LLM:
     torch.set_num_threads(1)
-    options.setdefault("kv_cache_memory_bytes", 16 * MIB)
-    return LLM(str(folder), device="cpu", dtype="float32", use_tqdm=False, media_threads=2, **options)
+    usual = {"device": DEVICE, "dtype": "float32", "media_threads": 2, "kv_cache_memory_bytes": 16 * MIB}
+    if DEVICE == "cuda":
+        usual["max_num_seqs"] = 16  # a handful of graphs for each of many engines
+    return LLM(str(folder), use_tqdm=False, **(usual | options))
 
 
 def check_idle(llm: LLM) -> None:
@@ -185,7 +188,7 @@ def prompt_logits(llm: LLM, prompt: object) -> npt.NDArray[np.float32]:
     finally:
         hook.remove()
     with torch.inference_mode():
-        logits = decoder.logits(torch.cat(hidden)).numpy()
+        logits = decoder.logits(torch.cat(hidden)).cpu().numpy()
     assert len(logits) == len(output.prompt_token_ids), "the prompt ran once, in full"
     return np.asarray(logits, np.float32)
 

@@ -86,7 +86,8 @@ def test_canvases_and_pixels_are_the_published_ones(llm: LLM, case: dict[str, An
         assert [plan.canvas_height_px, plan.canvas_width_px] == case["pixel_values"]["image_sizes"][i]
         assert plan.num_tokens == case["image_tokens"][i]
         canvas = apply_plan(picture, plan)
-        views = encoder._views(encoder.normalise(torch.from_numpy(canvas))).numpy()[:3]
+        patches = encoder._views(torch.from_numpy(canvas)).unflatten(2, (3, 14, 14)).unflatten(1, (24, 24))
+        views = patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3).numpy()[:3]
         np.testing.assert_allclose(views[:, :, 100:104, 60:124], slices[i][: len(views)], atol=1e-5, rtol=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from fovea.core.errors import MediaDecodeError
+from fovea.core.types import ImagePlan, Picture
 from fovea.media.decode import decode
+from fovea.media.transform import apply_plan
 from fovea.pipeline import pictures
 from fovea.pipeline.preparer import Preparer
 from fovea.prompt.forms import PromptForm, parse_prompt
@@ -158,3 +161,57 @@ def test_budgets_that_cannot_be_kept_are_refused(
         run(made, chat(made, part(URL, **more)))
     error: Any = caught.value
     assert (error.code, error.param, error.status) == (code, "messages.0.content.0.image_url", 400)
+
+
+# ------------------------------------------------------------------------------------------------ left to the device
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_go_to_the_device_as_they_are_if_it_resizes(checkpoints: Checkpoints, family: str) -> None:
+    """Same keys, so that no cache can tell; the plan goes along."""
+    here = preparer(checkpoints, family)
+    there = here.for_engine(4096, resize_on_device=True)
+    form = chat(here, part(URL), part(data_url(png(20, 20))))
+    for resized, left in zip(run(here, form).request.media, run(there, form).request.media, strict=True):
+        assert resized.canvas is not None
+        assert resized.plan is None
+        assert left.canvas is None
+        assert left.pixels is not None
+        assert left.plan is not None
+        assert left.key == resized.key
+        np.testing.assert_array_equal(apply_plan(Picture(left.pixels, b""), left.plan), resized.canvas)
+
+
+def test_a_picture_much_larger_than_its_canvas_is_resized_here(checkpoints: Checkpoints) -> None:
+    made = preparer(checkpoints, "llava").for_engine(4096, resize_on_device=True)
+    side = 1 + math.isqrt(pictures.LEFT_ALWAYS_BYTES // 3)
+    small, large = run(made, chat(made, part(URL), part(data_url(png(side, side))))).request.media
+    assert (small.canvas, large.pixels) == (None, None)
+    assert large.canvas is not None
+    assert large.canvas.nbytes < pictures.LEFT_ALWAYS_BYTES
+
+
+@pytest.mark.parametrize(
+    ("size", "resized", "canvas", "fits"),
+    [
+        ((1024, 768), (448, 336), (336, 336), True),
+        ((4000, 3000), (448, 336), (336, 336), False),
+        ((4000, 3000), (2016, 1512), (2016, 1512), True),
+        ((6000, 4000), (2016, 1512), (2016, 1512), False),  # more than four times the canvas
+        ((900, 12), (25_200, 336), (336, 336), False),  # cropped from a long strip
+        ((5000, 4300), (5012, 4312), (5012, 4312), False),  # too much for one upload
+    ],
+)
+def test_what_may_travel_as_it_is(
+    size: tuple[int, int], resized: tuple[int, int], canvas: tuple[int, int], fits: bool
+) -> None:
+    for turned in (False, True):
+        sides = [pair[::-1] if turned else pair for pair in (size, canvas)]
+        plan = ImagePlan(*resized, "bicubic", *sides[1], (1, 1, 1), 1, 1, transpose=turned)
+        assert pictures.fits_device(plan, *sides[0]) == fits
+
+
+def test_nothing_is_resized_twice_for_one_address(checkpoints: Checkpoints) -> None:
+    made = preparer(checkpoints, "llava").for_engine(4096, resize_on_device=True)
+    media = run(made, chat(made, part(URL), part(URL))).request.media
+    assert media[0].pixels is media[1].pixels

@@ -41,6 +41,13 @@ def stream(tokenizer: Tokenizer, ids: Sequence[int], *, tail: Sequence[int] = ()
     return deltas
 
 
+def at_once(tokenizer: Tokenizer, ids: Sequence[int], *, tail: Sequence[int] = (), skip: bool = True) -> str:
+    detokenizer = Detokenizer(tokenizer, prompt_token_ids_tail=tail, skip_special_tokens=skip)
+    detokenizer.push_all(ids)
+    detokenizer.finish()
+    return detokenizer.text
+
+
 def with_stops(
     ids: Sequence[int], *stops: str, include: bool = False, unchecked: int = 0
 ) -> tuple[str, str | None, list[str]]:
@@ -48,6 +55,29 @@ def with_stops(
     deltas = [detokenizer.push(token_id, check_stop=n >= unchecked) for n, token_id in enumerate(ids)]
     deltas.append(detokenizer.finish())
     return "".join(deltas), detokenizer.stopped, deltas
+
+
+# --- one by one or at once --------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    kind=st.sampled_from(sorted(TINY)),
+    ids=st.lists(st.integers(0, BYTES.vocab_size + 2), max_size=300),
+    tail=st.lists(st.integers(0, 300), max_size=9),
+    skip=st.booleans(),
+)
+def test_pushing_all_gives_the_text_of_pushing_each(kind: str, ids: list[int], tail: list[int], skip: bool) -> None:
+    tokenizer = TINY[kind]
+    assert at_once(tokenizer, ids, tail=tail, skip=skip) == "".join(stream(tokenizer, ids, tail=tail, skip=skip))
+
+
+@settings(deadline=None, max_examples=100)
+@given(kind=st.sampled_from(sorted(TINY)), text=st.text(alphabet="ab é👍漢", max_size=400), prompt=st.text(max_size=9))
+def test_pushing_all_of_a_text_gives_that_of_pushing_each(kind: str, text: str, prompt: str) -> None:
+    tokenizer = TINY[kind]
+    ids, tail = tokenizer.encode(text), tokenizer.encode(prompt)
+    assert at_once(tokenizer, ids, tail=tail) == "".join(stream(tokenizer, ids, tail=tail))
 
 
 # --- equal to decoding at once ----------------------------------------------------------------------------------------

@@ -103,6 +103,22 @@ def test_bytes_in_work_are_bounded_but_one_alone_may_be_large() -> None:
     assert nothing_is_held(one)
 
 
+def test_pixels_count_while_their_request_waits() -> None:
+    one = admission(max_queued_media_bytes=100)
+    first, second = one.admit(10), one.admit(10)
+    first.add_pixel_bytes(70)
+    with pytest.raises(UnavailableError, match="max_queued_media_bytes"):
+        second.add_pixel_bytes(11)
+    first.started()
+    assert one.num_bytes == 20, "its blob is closed now"
+    second.add_pixel_bytes(80)
+    first.add_pixel_bytes(1000)
+    assert one.num_bytes == 100
+    first.release()
+    second.release()
+    assert nothing_is_held(one)
+
+
 def test_waiting_tokens_are_bounded_and_running_ones_are_not_counted() -> None:
     one = admission(max_num_queued_tokens=100)
     first = one.admit(0)

@@ -54,7 +54,7 @@ SERVER_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "memory and speed": (
             *("dtype", "device", "enforce_eager", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs"),
             *("max_num_batched_tokens", "max_num_batched_patches", "block_size", "enable_prefix_caching"),
-            *("encoder_cache_bytes", "media_threads", "prepare_workers"),
+            *("encoder_cache_bytes", "media_threads", "resize_on_device", "overlap_scheduling", "prepare_workers"),
         ),
         "pictures": (
             *("limit_mm_per_prompt", "mm_processor_kwargs", "max_image_bytes", "max_image_pixels", "max_image_aspect"),
@@ -108,7 +108,7 @@ class Option:
 
     def read(self, text: str) -> Any:
         """The value that was typed. Raises ArgumentTypeError."""
-        if self.kind is int and self.optional and text == "auto":
+        if self.kind in (int, bool) and self.optional and text == "auto":
             return None
         return _READERS[self.kind](text)
 

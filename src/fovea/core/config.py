@@ -55,6 +55,10 @@ class EngineConfig:
     seed: int = option(0, "Seed for requests that bring none, and for dummy weights.", low=0)
     enforce_eager: bool = option(False, "Never use CUDA graphs.")
 
+    overlap_scheduling: bool | None = option(
+        None, "Plan and launch a step before the one before it is settled; default: on a GPU."
+    )
+
     max_model_len: int | None = option(
         None, "Longest prompt plus answer in tokens; default: the model's own, or what fits in memory.", low=1
     )
@@ -90,6 +94,9 @@ class EngineConfig:
     max_image_pixels: int = option(64_000_000, "Largest picture in pixels, checked before decoding.", low=1)
     max_image_aspect: float = option(200.0, "Most elongated picture: long side over short side.", low=1.0)
     media_threads: int = option(0, "Threads that decode and resize pictures; 0: one for each core, at most 8.", low=0)
+    resize_on_device: bool | None = option(
+        None, "Resize pictures where the model runs, with the same result to the bit; default: on a GPU."
+    )
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -109,6 +116,10 @@ class EngineConfig:
 
     def image_limit(self) -> int:
         return int(self.limit_mm_per_prompt.get("image", 999))
+
+    def resizes_on(self, device: str) -> bool:
+        """Whether an engine on this device ("cpu", "cuda:0") resizes pictures itself."""
+        return device.startswith("cuda") if self.resize_on_device is None else self.resize_on_device
 
     def _check_limits(self) -> None:
         for kind, limit in self.limit_mm_per_prompt.items():

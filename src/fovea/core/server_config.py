@@ -50,7 +50,7 @@ class ServerConfig(EngineConfig):
 
     max_num_queued_reqs: int = option(256, "Most requests that wait beside the running ones; more get 503.", low=0)
     max_num_queued_tokens: int = option(1_000_000, "Most prompt tokens of waiting requests; more get 503.", low=1)
-    max_queued_media_bytes: int = option(GIB, "Most bytes of bodies and fetched pictures in work; more get 503.", low=1)
+    max_queued_media_bytes: int = option(GIB, "Most bytes of bodies and pictures in work; more get 503.", low=1)
     request_timeout_s: float = option(300.0, "Most seconds for one request; clients may ask for less.", low=0.1)
     stall_timeout_s: float = option(30.0, "A client that takes nothing of its answer for so long is cut off.", low=0.1)
     header_timeout_s: float = option(10.0, "Most seconds until a request's headers are complete.", low=0.1)

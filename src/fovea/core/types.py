@@ -2,7 +2,7 @@
 
 noun            made by                 read by
 Picture         media/decode            pipeline
-ImagePlan       families/*              media/transform, prompt/build, engine
+ImagePlan       families/*              media/transform, models/pixels, prompt/build, engine
 MediaItem       pipeline                engine
 MediaSpan       prompt/build            engine
 EngineRequest   pipeline                engine
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Detail = Literal["auto", "low", "high"]
+Resample = Literal["bicubic", "bilinear"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class ImagePlan:
 
     resize_width_px: int
     resize_height_px: int
-    resample: Literal["bicubic", "bilinear"]
+    resample: Resample
     canvas_width_px: int
     canvas_height_px: int
     grid: tuple[int, int, int]
@@ -92,6 +93,9 @@ class Picture:
 class MediaItem:
     """One picture as the engine takes it: pixels for the tower, or embeddings that skip it.
 
+    Pixels are a finished `canvas`, or the upright picture (`pixels`) with the `plan` that the device carries out; the
+    canvas is the same to the bit.
+
     `key` is the identity used by every cache: it covers the pixels and everything that changes what the tower makes of
     them, and the tenant's salt.
     """
@@ -102,6 +106,8 @@ class MediaItem:
     grid: tuple[int, int, int]
     canvas: NDArray[np.uint8] | None = None  # [height, width, 3]
     embeds: NDArray[np.float32] | None = None  # [num_tokens, hidden]
+    pixels: NDArray[np.uint8] | None = None  # [height, width, 3]
+    plan: ImagePlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +162,10 @@ class EngineTimings:
     num_preemptions: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TokenOutput:
-    """One new token of completion `index` of a request, or its end."""
+    """One new token of completion `index` of a request, or its end. (Not frozen: that would make it three times as
+    slow to make, and there is one for every token.)"""
 
     request_id: str
     index: int

@@ -13,6 +13,8 @@ from fovea.engine.scheduler import Chunk
 from fovea.kernels.batch import AttentionBatch
 from fovea.models.decoder import Rope
 
+ALIGNED = 16  # numbers of 8 bytes
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
@@ -22,33 +24,50 @@ class ForwardBatch:
 
 
 def build_batch(
-    chunks: list[Chunk], rope: Rope, block_size: int, device: torch.device, *, idle_block: int = 0
+    chunks: list[Chunk],
+    rope: Rope,
+    block_size: int,
+    device: torch.device,
+    *,
+    idle_block: int = 0,
+    arrivals: Tensor | None = None,
 ) -> ForwardBatch:
-    """`chunks` in the order of the plan: those of one token first. `idle_block` pads block tables."""
-    token_ids = [token for chunk in chunks for token in chunk.sequence.token_ids[chunk.start : chunk.end]]
-    positions = _stack_positions(chunks)
-    regimes = np.repeat([chunk.sequence.regime for chunk in chunks], [chunk.num_tokens for chunk in chunks])
-    cos, sin = rope(_to(positions, device), _to(regimes, device))
-    num_decode = sum(1 for chunk in chunks if chunk.num_tokens == 1)
-    kv_lens = [chunk.end for chunk in chunks]
-    ends = np.cumsum([chunk.num_tokens for chunk in chunks])
-    sampled = [int(end) - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
+    """`chunks` in the order of the plan: those of one token first. `idle_block` pads block tables.
+
+    `arrivals`: see AttentionBatch.
+    """
+    query_lens, kv_lens = [chunk.num_tokens for chunk in chunks], [chunk.end for chunk in chunks]
+    num_decode = query_lens.count(1)
+    starts = np.cumsum([0, *query_lens])
+    sampled = [end - 1 for chunk, end in zip(chunks, starts[1:].tolist(), strict=True) if chunk.samples]
+    token_ids, positions, regimes, slots, tables, kv_lens_tensor, query_starts, logit_rows = _upload(
+        [
+            _token_ids(chunks, num_decode),
+            _positions(chunks, num_decode),
+            np.repeat([chunk.sequence.regime for chunk in chunks], query_lens),
+            _slots(chunks, num_decode, block_size),
+            _block_tables(chunks, idle_block),
+            np.asarray(kv_lens, np.int64),
+            starts,
+            np.asarray(sampled, np.int64),
+        ],
+        device,
+    )
+    cos, sin = rope(positions, regimes)
     attention = AttentionBatch(
         num_decode=num_decode,
-        query_lens=[chunk.num_tokens for chunk in chunks],
+        query_lens=query_lens,
         kv_lens=kv_lens,
-        slots=_to(np.concatenate([_slots(chunk, block_size) for chunk in chunks]), device),
-        block_tables=_to(_block_tables(chunks, idle_block), device),
-        kv_lens_tensor=_to(np.asarray(kv_lens, np.int64), device),
+        slots=slots,
+        block_tables=tables,
+        kv_lens_tensor=kv_lens_tensor,
         decode_mask=_decode_mask(kv_lens[:num_decode], block_size) if device.type == "cpu" else None,
         cos=cos,
         sin=sin,
+        query_starts=query_starts,
+        arrivals=arrivals,
     )
-    return ForwardBatch(
-        token_ids=_to(np.asarray(token_ids, np.int64), device),
-        attention=attention,
-        logit_rows=_to(np.asarray(sampled, np.int64), device),
-    )
+    return ForwardBatch(token_ids, attention, logit_rows)
 
 
 def insert_embeddings(x: Tensor, chunks: list[Chunk], cache: EncoderCache[Tensor]) -> None:
@@ -66,22 +85,55 @@ def insert_embeddings(x: Tensor, chunks: list[Chunk], cache: EncoderCache[Tensor
         first += chunk.num_tokens
 
 
-def _to(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def _upload(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
+    """All inputs of a step in one pinned buffer and one copy that the host does not wait for; on a CPU as they are.
+
+    Each begins at a multiple of ALIGNED: Triton compiles a kernel anew for an address that is less even.
+    """
+    if device.type != "cuda":
+        return [torch.from_numpy(array) for array in arrays]
+    ends = np.cumsum([-(-array.size // ALIGNED) * ALIGNED for array in arrays]).tolist()
+    starts = [0, *ends[:-1]]
+    staged = torch.empty(ends[-1], dtype=torch.int64, pin_memory=True)
+    flat = staged.numpy()
+    for start, array in zip(starts, arrays, strict=True):
+        flat[start : start + array.size] = array.ravel()
+    there = staged.to(device, non_blocking=True)
+    return [there[start : start + a.size].view(a.shape) for start, a in zip(starts, arrays, strict=True)]
 
 
-def _stack_positions(chunks: list[Chunk]) -> np.ndarray:
+def _token_ids(chunks: list[Chunk], num_decode: int) -> np.ndarray:
+    token_ids = [chunk.sequence.token_ids[chunk.start] for chunk in chunks[:num_decode]]
+    for chunk in chunks[num_decode:]:
+        token_ids += chunk.sequence.token_ids[chunk.start : chunk.end]
+    return np.asarray(token_ids, np.int64)
+
+
+def _positions(chunks: list[Chunk], num_decode: int) -> np.ndarray:
     """[rows, T]; a text-only sequence has one row, repeated beside those with three."""
-    rows = [chunk.sequence.positions(chunk.start, chunk.end) for chunk in chunks]
-    most = max(len(r) for r in rows)
-    return np.concatenate([np.broadcast_to(r, (most, r.shape[1])) for r in rows], axis=1)
+    rows = max(1 if (p := chunk.sequence.request.positions) is None else len(p) for chunk in chunks)
+    positions = np.empty((rows, sum(chunk.num_tokens for chunk in chunks)), np.int64)
+    positions[:, :num_decode] = [c.start + c.sequence.request.position_delta for c in chunks[:num_decode]]
+    for i, chunk in enumerate(chunks[:num_decode]):
+        if chunk.start < chunk.sequence.num_prompt_tokens:
+            positions[:, i] = chunk.sequence.positions(chunk.start, chunk.end)[:, 0]
+    first = num_decode
+    for chunk in chunks[num_decode:]:
+        positions[:, first : first + chunk.num_tokens] = chunk.sequence.positions(chunk.start, chunk.end)
+        first += chunk.num_tokens
+    return positions
 
 
-def _slots(chunk: Chunk, block_size: int) -> np.ndarray:
-    places = np.arange(chunk.start, chunk.end)
-    blocks = np.asarray(chunk.sequence.blocks, np.int64)
-    return blocks[places // block_size] * block_size + places % block_size
+def _slots(chunks: list[Chunk], num_decode: int, size: int) -> np.ndarray:
+    """Where each token's key and value go [T]."""
+    ones = [c.sequence.blocks[c.start // size] * size + c.start % size for c in chunks[:num_decode]]
+    parts = [np.asarray(ones, np.int64)]
+    for chunk in chunks[num_decode:]:
+        first = chunk.start // size
+        blocks = np.asarray(chunk.sequence.blocks[first : -(-chunk.end // size)], np.int64)
+        slots = (blocks[:, None] * size + np.arange(size)).ravel()
+        parts.append(slots[chunk.start - first * size : chunk.end - first * size])
+    return np.concatenate(parts)
 
 
 def _block_tables(chunks: list[Chunk], idle_block: int) -> np.ndarray:

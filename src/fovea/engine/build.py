@@ -87,7 +87,15 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
     scheduler = Scheduler(budgets, pool, encoder_cache, family.spec.decoder.rope)
     use_graphs = blueprint.device.type == "cuda" and not config.enforce_eager
     runner = Runner(model, plan, encoder_cache, max_num_seqs=config.max_num_seqs, use_graphs=use_graphs)
-    return Engine(runner, scheduler, encoder_cache, plan, config.seed)
+    overlap = config.overlap_scheduling
+    if overlap is None:
+        overlap = blueprint.device.type == "cuda"
+    engine = Engine(runner, scheduler, encoder_cache, plan, config.seed, overlap=overlap)
+    if blueprint.device.type == "cuda":
+        from fovea.engine.warm_up import warm_up  # needs Triton
+
+        warm_up(engine, runner, family, config)
+    return engine
 
 
 def media_threads(config: EngineConfig) -> int:

@@ -81,7 +81,10 @@ def divide(chunks: list[Chunk], trouble: Trouble) -> list[list[Chunk]]:
     if chunk.num_tokens < MIN_TOKENS_TO_SPLIT:
         return []
     half = (chunk.start + chunk.end) // 2
-    return [[Chunk(chunk.sequence, chunk.start, half)], [Chunk(chunk.sequence, half, chunk.end)]]
+    return [
+        [Chunk(chunk.sequence, chunk.start, half, samples=False)],
+        [Chunk(chunk.sequence, half, chunk.end, samples=chunk.samples)],
+    ]
 
 
 def numerical_error() -> RequestFailedError:

@@ -7,88 +7,145 @@ a page nobody reads. All graphs read the same buffers and share one memory pool.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fovea.core.log import logger
 from fovea.engine.memory import MemoryPlan
+from fovea.engine.sampler import choose_likeliest
 from fovea.engine.scheduler import Chunk
+from fovea.engine.sequence import Sequence
 from fovea.kernels.batch import AttentionBatch
 from fovea.models.decoder import KVPages, Rope
 from fovea.models.vlm import VLM
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+EVEN = 2  # numbers of 8 bytes: rows begin at multiples of 16, or Triton would compile kernels anew for one sequence
 TOKEN, SLOT, KV_LEN, REGIME, POSITION = range(5)  # rows of the input buffer; one position row or three
 
 
+@dataclass(slots=True)
+class _Staged:
+    """Pinned inputs of one step; there are two, because one may still be on its way to the device."""
+
+    rows: Tensor  # [rows * sequences] int64, as many sequences as the graph has
+    tables: Tensor  # [sequences, blocks] int64
+    blocks: list[tuple[list[int], int]]  # which list of blocks, and how much of it, each row of the tables holds
+    sequences: list[Sequence] = field(default_factory=list)  # the ones of the next two
+    shifts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def fill_in(tokens: Tensor, last: Tensor) -> Tensor:
+    """Token ids, where a number below 0 stands for a token of the last step by its row (see Sequence.expect).
+
+    A row without a token (BROKEN, NOT_FINITE) gives 0: its sequence has ended, whatever comes of it.
+    """
+    return torch.where(tokens < 0, last[(-1 - tokens).clamp_min(0)], tokens).clamp_min(0)
+
+
 class DecodeGraphs:
-    def __init__(self, model: VLM, rope: Rope, pages: list[KVPages], plan: MemoryPlan, max_num_seqs: int) -> None:
-        self._model, self._rope, self._pages = model, rope, pages
+    """`last` [sequences]: the tokens of the step before by row; every replay reads it and writes its own."""
+
+    def __init__(self, model: VLM, rope: Rope, pages: list[KVPages], last: Tensor, plan: MemoryPlan) -> None:
+        self._model, self._rope, self._pages, self._last = model, rope, pages, last
         self._block_size = plan.block_size
         self._idle_slot = plan.num_blocks * plan.block_size
-        self._sizes = [size for size in BATCH_SIZES if size <= max_num_seqs] or [1]
+        self._sizes = [size for size in BATCH_SIZES if size <= len(last)] or [1]
         self._num_positions = 1 if model.spec.decoder.rope.sections is None else 3
-        most, num_blocks = self._sizes[-1], -(-plan.max_model_len // plan.block_size)
-        rows = POSITION + self._num_positions
-        self._staged_rows = torch.zeros(rows, most, dtype=torch.int64).pin_memory()
-        self._staged_tables = torch.zeros(most, num_blocks, dtype=torch.int64).pin_memory()
-        self._staged_blocks: list[tuple[list[int], int]] = [([], 0)] * most
-        self._rows = torch.zeros(rows, most, dtype=torch.int64, device=model.device)
+        most, num_blocks = max(self._sizes[-1], EVEN), -(-plan.max_model_len // plan.block_size)
+        self._num_rows = POSITION + self._num_positions
+        self._staged = [
+            _Staged(
+                torch.zeros(self._num_rows * most, dtype=torch.int64).pin_memory(),
+                torch.zeros(most, num_blocks, dtype=torch.int64).pin_memory(),
+                [([], 0)] * most,
+            )
+            for _ in range(2)
+        ]
+        self._rows = torch.zeros(self._num_rows * most, dtype=torch.int64, device=model.device)
         self._tables = torch.zeros(most, num_blocks, dtype=torch.int64, device=model.device)
+        num_counters = most * model.spec.decoder.num_kv_heads
+        self._arrivals = torch.zeros(num_counters, dtype=torch.int32, device=model.device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._capture_all()
 
     def fits(self, chunks: list[Chunk]) -> bool:
         """Whether every chunk is one generated token, so that no picture and no prompt is involved."""
-        return len(chunks) <= self._sizes[-1] and all(
-            chunk.num_tokens == 1 and chunk.start >= chunk.sequence.num_prompt_tokens for chunk in chunks
+        return (
+            bool(self._graphs)
+            and len(chunks) <= self._sizes[-1]
+            and all(chunk.num_tokens == 1 and chunk.start >= chunk.sequence.num_prompt_tokens for chunk in chunks)
         )
 
-    def run(self, chunks: list[Chunk]) -> Tensor:
-        """Logits [len(chunks), vocabulary]; valid until the next run."""
-        size = next(s for s in self._sizes if s >= len(chunks))
-        self._stage(chunks, size)
-        self._rows[:, :size].copy_(self._staged_rows[:, :size], non_blocking=True)
-        self._tables[: len(chunks)].copy_(self._staged_tables[: len(chunks)], non_blocking=True)
+    def run(self, chunks: list[Chunk]) -> tuple[Tensor, Tensor]:
+        """Logits [len(chunks), vocabulary] and their likeliest tokens; valid until the next run."""
+        count = len(chunks)
+        size = next(s for s in self._sizes if s >= count)
+        self._staged.reverse()
+        staged = self._staged[0]
+        self._stage(staged, chunks, size)
+        used = self._num_rows * max(size, EVEN)
+        self._rows[:used].copy_(staged.rows[:used], non_blocking=True)
+        self._tables[:count].copy_(staged.tables[:count], non_blocking=True)
         graph, logits = self._graphs[size]
         graph.replay()
-        return logits[: len(chunks)]
+        return logits[:count], self._last[:count]
 
-    def _stage(self, chunks: list[Chunk], size: int) -> None:
-        rows, count = self._staged_rows.numpy(), len(chunks)
-        rows[:, count:size] = 0
-        rows[SLOT, count:size] = self._idle_slot
-        rows[TOKEN, :count] = [chunk.sequence.token_ids[chunk.start] for chunk in chunks]
-        rows[SLOT, :count] = [self._slot(chunk) for chunk in chunks]
-        rows[KV_LEN, :count] = [chunk.end for chunk in chunks]
-        rows[REGIME, :count] = [chunk.sequence.regime for chunk in chunks]
-        rows[POSITION:, :count] = [chunk.start + chunk.sequence.request.position_delta for chunk in chunks]
-        for i, chunk in enumerate(chunks):
-            self._stage_table(i, chunk.sequence.blocks)
+    def _stage(self, staged: _Staged, chunks: list[Chunk], size: int) -> None:
+        rows, count = self._of_size(staged.rows, size).numpy(), len(chunks)
+        rows[:, count:] = 0
+        rows[SLOT, count:] = self._idle_slot
+        sequences = [chunk.sequence for chunk in chunks]
+        if sequences != staged.sequences:
+            staged.sequences = sequences
+            staged.shifts = np.array([sequence.request.position_delta for sequence in sequences])
+        ends = np.fromiter((chunk.end for chunk in chunks), np.int64, count)
+        places = ends - 1
+        tables = self._stage_tables(staged, sequences)
+        blocks = tables[np.arange(count), places // self._block_size]
+        rows[TOKEN, :count] = [sequence.token_ids[-1] for sequence in sequences]
+        rows[SLOT, :count] = blocks * self._block_size + places % self._block_size
+        rows[KV_LEN, :count] = ends
+        rows[REGIME, :count] = [sequence.regime for sequence in sequences]
+        rows[POSITION:, :count] = places + staged.shifts
 
-    def _slot(self, chunk: Chunk) -> int:
-        block = chunk.sequence.blocks[chunk.start // self._block_size]
-        return block * self._block_size + chunk.start % self._block_size
+    def _stage_tables(self, staged: _Staged, sequences: list[Sequence]) -> NDArray[np.int64]:
+        tables = staged.tables.numpy()
+        for i, sequence in enumerate(sequences):
+            blocks = sequence.blocks
+            known, length = staged.blocks[i]
+            # A sequence keeps its list of blocks until it starts anew, and the list only grows.
+            if known is not blocks or length != len(blocks):
+                tables[i, : len(blocks)] = blocks
+                staged.blocks[i] = (blocks, len(blocks))
+        return tables
 
-    def _stage_table(self, row: int, blocks: list[int]) -> None:
-        """Written only where it changed: a sequence keeps its list of blocks until it starts anew; it only grows."""
-        known, length = self._staged_blocks[row]
-        if known is not blocks or length != len(blocks):
-            self._staged_tables.numpy()[row, : len(blocks)] = blocks
-            self._staged_blocks[row] = (blocks, len(blocks))
+    def _of_size(self, rows: Tensor, size: int) -> Tensor:
+        """The inputs of a graph, side by side so that one copy carries them: [rows, size]."""
+        width = max(size, EVEN)
+        return rows[: self._num_rows * width].view(self._num_rows, width)[:, :size]
 
-    def _capture_all(self) -> None:
+    def rehearse(self) -> None:
+        """Run every size once as it will be captured, on idle sequences."""
+        for size in reversed(self._sizes):
+            rows = self._of_size(self._rows, size)
+            rows.zero_()
+            rows[SLOT] = self._idle_slot
+            self._step(size)
+
+    def capture(self) -> None:
         """Largest first, so that smaller graphs fit into memory that is there already."""
         started = time.perf_counter()
-        self._rows[SLOT] = self._idle_slot
-        pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.rehearse()  # sets up libraries outside the capture
+        torch.cuda.current_stream().wait_stream(stream)
+        pool = torch.cuda.graph_pool_handle()
         for size in reversed(self._sizes):
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self._step(size)  # compiles kernels and sets up libraries outside the capture
-            torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
                 logits = self._step(size)
@@ -97,7 +154,7 @@ class DecodeGraphs:
         logger.info("captured %d decode graphs in %.1f s", len(self._graphs), time.perf_counter() - started)
 
     def _step(self, size: int) -> Tensor:
-        rows = self._rows[:, :size]
+        rows = self._of_size(self._rows, size)
         cos, sin = self._rope(rows[POSITION:], rows[REGIME])
         batch = AttentionBatch(
             num_decode=size,
@@ -109,6 +166,9 @@ class DecodeGraphs:
             decode_mask=None,
             cos=cos,
             sin=sin,
+            arrivals=self._arrivals,
         )
         decoder = self._model.decoder
-        return decoder.logits(decoder(decoder.embed(rows[TOKEN]), self._pages, batch))
+        logits = decoder.logits(decoder(decoder.embed(fill_in(rows[TOKEN], self._last)), self._pages, batch))
+        self._last[:size] = choose_likeliest(logits)
+        return logits

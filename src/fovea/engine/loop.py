@@ -1,5 +1,9 @@
 """The engine: requests in, tokens out, one step at a time. A step is plan, launch, settle.
 
+Where the device works on its own (overlap), a step is planned and launched before the one before it is settled: the
+tokens in between stay on the device, and the sequences carry numbers in their place. Whatever needs those tokens on the
+host (penalties, log-probabilities), or would take something back from a running sequence, waits for them first.
+
 An exception while a picture is encoded or a batch runs is narrowed down to the requests that cause it; they end with an
 error, the others go on. So do numbers that are not finite. A device or a model that gives nothing right any more is an
 EngineBrokenError: the process has to end.
@@ -9,20 +13,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from fovea.core.errors import (
-    MediaLimitError,
-    PromptError,
-    PromptTooLongError,
-    RequestError,
-    RequestFailedError,
-    SamplingError,
-)
+from fovea.core.errors import RequestError, RequestFailedError, SamplingError
 from fovea.core.log import logger
 from fovea.core.types import EngineRequest, EngineTimings, FinishReason, MediaItem, TokenLogprobs, TokenOutput
+from fovea.engine.admission import check_request
+from fovea.engine.encode import encode_pictures
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.failures import (
     EngineBrokenError,
@@ -34,13 +33,14 @@ from fovea.engine.failures import (
     out_of_memory,
 )
 from fovea.engine.memory import MemoryPlan
-from fovea.engine.runner import Runner, StepResult
-from fovea.engine.sampler import NOT_FINITE, make_generator, skip_draws
-from fovea.engine.scheduler import Chunk, Scheduler
+from fovea.engine.runner import Launched, Runner, StepResult
+from fovea.engine.sampler import NOT_FINITE, make_generator, needs_output, skip_draws
+from fovea.engine.scheduler import Chunk, Scheduler, SchedulerStats
 from fovea.engine.sequence import Sequence
+from fovea.engine.stats import EngineStats, counters
 from fovea.models.vlm import VLM
 
-Forward = Callable[[list[Chunk]], StepResult]
+Forward = Callable[[list[Chunk]], Launched]
 
 BAD_STEPS_BEFORE_CHECK = 3
 
@@ -54,23 +54,24 @@ class _Request:
     unborn: list[int]
 
 
-@dataclass(slots=True)
-class EngineStats:
-    """What the engine has done so far."""
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that was launched and is not settled."""
 
-    num_steps: int = 0
-    num_tokens: int = 0
-    num_generated_tokens: int = 0
-    num_pictures_encoded: int = 0
-    num_failed_requests: int = 0
-    num_retried_steps: int = 0
-    num_numerical_errors: int = 0
-    num_idle_repairs: int = 0
+    chunks: list[Chunk]
+    launched: Launched
 
 
 class Engine:
     def __init__(
-        self, runner: Runner, scheduler: Scheduler, encoder_cache: EncoderCache[Tensor], plan: MemoryPlan, seed: int
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        encoder_cache: EncoderCache[Tensor],
+        plan: MemoryPlan,
+        seed: int,
+        *,
+        overlap: bool = False,
     ) -> None:
         self.plan = plan
         self.scheduler = scheduler
@@ -78,6 +79,8 @@ class Engine:
         self._runner = runner
         self._encoder_cache = encoder_cache
         self._seed = seed
+        self._overlap = overlap
+        self._flight: _Flight | None = None
         self._num_requests = 0
         self._requests: dict[str, _Request] = {}
         self._num_bad_steps = 0  # in a row, in which no row was finite
@@ -89,7 +92,7 @@ class Engine:
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request. Raises RequestError if it could never run."""
-        self._check(request)
+        check_request(request, self.plan, self._runner.vocab_size, self.scheduler)
         number, self._num_requests = self._num_requests, self._num_requests + 1
         self._requests[request.request_id] = _Request(number, [], list(range(1, request.params.n)))
         self._start(request, 0)
@@ -114,14 +117,19 @@ class Engine:
         return None
 
     def has_work(self) -> bool:
-        return self.scheduler.has_work()
+        return self.scheduler.has_work() or self._flight is not None
 
     def step(self) -> list[TokenOutput]:
-        """Run one step. Returns the new tokens and ends of this step. Raises EngineBrokenError."""
+        """Launch a step, and settle the one before it or, without overlap, itself.
+
+        Returns the new tokens and ends of what was settled. Raises EngineBrokenError.
+        """
+        outputs: list[TokenOutput] = []
+        if self._num_bad_steps >= BAD_STEPS_BEFORE_CHECK or not self.scheduler.takes_nothing_back():
+            self._land(outputs)
         if self._num_bad_steps >= BAD_STEPS_BEFORE_CHECK:
             self._check_model()
         plan = self.scheduler.plan()
-        outputs: list[TokenOutput] = []
         broken = self._encode(plan.encode)
         self._fail_pictures(broken, outputs)
         chunks = [chunk for chunk in plan.chunks if chunk.sequence.is_running]
@@ -129,6 +137,8 @@ class Engine:
             self.stats.num_steps += 1
             self.stats.num_tokens += sum(chunk.num_tokens for chunk in chunks)
             self._launch(chunks, outputs)
+        elif self._flight is not None:
+            self._land(outputs)
         elif not broken:
             self._fail_stalled(outputs)
         if not self.has_work():
@@ -137,21 +147,7 @@ class Engine:
 
     def counters(self) -> dict[str, float]:
         """What was done since the start, and how full things are now, by name."""
-        pool, cache = self.scheduler.pool, self._encoder_cache
-        return {
-            **asdict(self.stats),
-            **asdict(self.scheduler.stats),
-            "num_running": len(self.scheduler.running),
-            "num_waiting": len(self.scheduler.waiting),
-            "kv_blocks_total": pool.num_blocks,
-            "kv_blocks_free": pool.num_free,
-            "encoder_cache_bytes": cache.used_bytes,
-            "encoder_cache_capacity_bytes": cache.capacity_bytes,
-            "encoder_cache_hits": cache.num_hits,
-            "encoder_cache_misses": cache.num_misses,
-            "num_graph_steps": self._runner.num_graph_steps,
-            "num_eager_decodes": self._runner.num_eager_decodes,
-        }
+        return counters(self.stats, self.scheduler, self._encoder_cache, self._runner)
 
     def wrap_forward(self, wrap: Callable[[Forward], Forward]) -> None:
         """Put something around every forward; tests let it go wrong."""
@@ -162,63 +158,29 @@ class Engine:
         self.scheduler.pool.reset_cache()
         self._encoder_cache.clear_idle()
 
-    def _check(self, request: EngineRequest) -> None:
-        if not 0 <= min(request.token_ids) <= max(request.token_ids) < self._runner.vocab_size:
-            raise PromptError(f"The prompt has a token id outside the vocabulary of {self._runner.vocab_size}.")
-        if len(request.token_ids) >= self.plan.max_model_len:
-            raise PromptTooLongError(
-                f"The prompt has {len(request.token_ids)} tokens; max_model_len is {self.plan.max_model_len}, answer "
-                "included. Shorten it, lower the pictures' pixels, or raise max_model_len."
-            )
-        for i, item in enumerate(request.media):
-            needed_bytes = item.num_tokens * self.scheduler.budgets.embedding_bytes
-            if item.embeds is None and needed_bytes > self._encoder_cache.capacity_bytes:
-                raise MediaLimitError(
-                    f"Picture {i + 1} makes {needed_bytes} bytes of embeddings; encoder_cache_bytes is "
-                    f"{self._encoder_cache.capacity_bytes}. Lower its pixels or raise encoder_cache_bytes."
-                )
-            if item.num_patches > self.plan.max_picture_patches:
-                raise MediaLimitError(
-                    f"Picture {i + 1} has {item.num_patches} patches; memory is planned for "
-                    f"{self.plan.max_picture_patches}. Lower its pixels or raise max_num_batched_patches."
-                )
+    def forget_past(self) -> None:
+        """As if nothing had run; nothing may be running."""
+        self.reset_caches()
+        self.stats, self.scheduler.stats = EngineStats(), SchedulerStats()
+        self._encoder_cache.num_hits = self._encoder_cache.num_misses = self._num_bad_steps = 0
 
     def _start(self, request: EngineRequest, index: int) -> None:
         entry = self._requests[request.request_id]
-        sequence = Sequence(request, index, make_generator(request.params, self._seed, entry.number, index))
+        generator = make_generator(request.params, self._seed, entry.number, index)
+        sequence = Sequence(request, index, generator, self.plan.max_model_len)
+        sequence.needs_output = needs_output(request)
         entry.live.append(sequence)
         self.scheduler.add(sequence)
 
     def _encode(self, items: list[MediaItem]) -> dict[bytes, RequestError]:
-        """Encode all pictures together; if that fails, one by one. Returns why some can't be encoded, by their keys."""
+        """Returns why some pictures can't be encoded, by their keys."""
         if not items:
             return {}
-        trouble: Trouble | None = None
-        try:
-            elapsed_s = self._runner.encode(items)
-        except Exception as error:  # the boundary between one picture and the rest
-            trouble = judge(error, f"encoding {len(items)} pictures")
-        if trouble is not None:
-            self.stats.num_retried_steps += 1
-            return self._encode_singly(items)
-        self.stats.num_pictures_encoded += len(items)
+        elapsed_s, broken = encode_pictures(items, self._runner, self.stats)
         keys = {item.key for item in items}
         for sequence in self.scheduler.running:
             if any(sequence.request.media[i].key in keys for i in sequence.held_media):
                 sequence.clock.encode_s += elapsed_s
-        return {}
-
-    def _encode_singly(self, items: list[MediaItem]) -> dict[bytes, RequestError]:
-        broken: dict[bytes, RequestError] = {}
-        free_memory()
-        for item in items:
-            try:
-                self._runner.encode([item])
-                self.stats.num_pictures_encoded += 1
-            except Exception as error:  # the boundary of one picture
-                is_memory = judge(error, "encoding a picture") == "memory"
-                failed = RequestFailedError("A picture of this request could not be encoded.")
-                broken[item.key] = out_of_memory() if is_memory else failed
         return broken
 
     def _fail_pictures(self, broken: dict[bytes, RequestError], outputs: list[TokenOutput]) -> None:
@@ -231,21 +193,44 @@ class Engine:
             self._encoder_cache.discard(key)
 
     def _launch(self, chunks: list[Chunk], outputs: list[TokenOutput]) -> None:
+        """Launch a step; then settle the one before it, and this one too unless the next can be planned without."""
         trouble: Trouble | None = None
         try:
-            result = self._forward(chunks)
+            launched = self._forward(chunks)
         except Exception as error:  # the boundary between one request and the rest
             trouble = judge(error, f"a step of {len(chunks)} sequences")
-        if trouble is None:
-            self._settle(chunks, result, outputs)
-        else:  # outside of the except block, whose exception keeps the tensors of the step alive
+        if trouble is not None:  # outside of the except block, whose exception keeps the tensors of the step alive
+            self._land(outputs)
             self._retry(chunks, trouble, outputs)
+            return
+        self._expect(chunks)
+        before, self._flight = self._flight, _Flight(chunks, launched)
+        if before is not None:
+            self.stats.num_overlapped_steps += 1
+            self._settle(before, outputs)
+        if not self._overlap or any(chunk.sequence.needs_output for chunk in chunks):
+            self._land(outputs)
+
+    def _expect(self, chunks: list[Chunk]) -> None:
+        row = 0
+        for chunk in chunks:
+            self.scheduler.launch(chunk)
+            if chunk.samples:
+                chunk.sequence.expect(row)
+                row += 1
+
+    def _land(self, outputs: list[TokenOutput]) -> None:
+        """Wait for the step in flight and settle it."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            self._settle(flight, outputs)
 
     def _retry(self, chunks: list[Chunk], trouble: Trouble, outputs: list[TokenOutput]) -> None:
         """Run a step that failed again in parts; what can't be divided fails."""
         free_memory()
-        parts = divide(chunks, trouble)
-        if not parts:
+        chunks = [chunk for chunk in chunks if chunk.sequence.is_running]
+        parts = divide(chunks, trouble) if chunks else []
+        if chunks and not parts:
             failed = RequestFailedError("The model failed on this request.")
             self._fail(chunks[0].sequence, out_of_memory() if trouble == "memory" else failed, outputs)
             return
@@ -256,6 +241,7 @@ class Engine:
                 self._rewind(chunk)
             if living:
                 self._launch(living, outputs)
+                self._land(outputs)
 
     def _rewind(self, chunk: Chunk) -> None:
         """Undo what a failed forward may have left: a number drawn for the token, prompt tokens scored."""
@@ -266,15 +252,16 @@ class Engine:
         if sequence.generator is not None:
             skip_draws(sequence.generator, sequence.num_generated)
 
-    def _settle(self, chunks: list[Chunk], result: StepResult, outputs: list[TokenOutput]) -> None:
+    def _settle(self, flight: _Flight, outputs: list[TokenOutput]) -> None:
         """Take over what a forward produced: computed tokens, new tokens, ends."""
+        result = self._wait(flight)
         self._fail_pictures(dict.fromkeys(result.broken_pictures, numerical_error()), outputs)
         self._count_bad_step(result)
         tokens = iter(zip(result.token_ids, result.logprobs, strict=True))
-        for chunk in chunks:
+        for chunk in flight.chunks:
             token = next(tokens) if chunk.samples else None
             if not chunk.sequence.is_running:
-                continue  # another completion of its request failed a moment ago
+                continue  # it ended, or another completion of its request failed, after this was launched
             if token is not None and token[0] == NOT_FINITE:
                 self._fail_number(chunk.sequence, outputs)
                 continue
@@ -289,9 +276,17 @@ class Engine:
                 )
                 self._fail(chunk.sequence, error, outputs)
                 continue
-            chunk.sequence.append(token_id)
+            chunk.sequence.learn(token_id)
             self.stats.num_generated_tokens += 1
             self._emit(chunk.sequence, token_id, logprobs, outputs)
+
+    def _wait(self, flight: _Flight) -> StepResult:
+        """Raises EngineBrokenError: what fails while the device runs can't be told apart by request."""
+        try:
+            return flight.launched.wait()
+        except Exception as error:  # whatever the device reports
+            judge(error, f"a step of {len(flight.chunks)} sequences")
+            raise EngineBrokenError("A step failed on the device.") from error
 
     def _fail_number(self, sequence: Sequence, outputs: list[TokenOutput]) -> None:
         """What the request computed must not be found again, and not lie where others will read."""
@@ -332,36 +327,35 @@ class Engine:
         self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None, outputs: list[TokenOutput]
     ) -> None:
         request = sequence.request
-        first = sequence.num_generated == 1
-        if first:
-            sequence.clock.first_token = sequence.clock.first_token or time.perf_counter()
-            if sequence.index == 0:
-                self._start_siblings(request)
+        output = TokenOutput(request.request_id, sequence.index, token_id, logprobs)
+        outputs.append(output)
+        if len(sequence.generated) == 1:
+            self._describe_first(sequence, output)
         reason = self._end_reason(sequence, token_id)
-        own_stop = reason == "stop" and token_id in (request.params.stop_token_ids or ())
-        outputs.append(
-            TokenOutput(
-                request_id=request.request_id,
-                index=sequence.index,
-                token_id=token_id,
-                logprobs=logprobs,
-                prompt_logprobs=sequence.prompt_logprobs if first and sequence.wants_prompt_logprobs else None,
-                finish_reason=reason,
-                stop_token_id=token_id if own_stop else None,
-                num_cached_tokens=sequence.num_cached_tokens,
-                media_hits=tuple(sequence.media_hits),
-                timings=sequence.clock.timings(sequence.num_preemptions) if reason or first else None,
-            )
-        )
-        if reason:
+        if reason is not None:
+            output.finish_reason = reason
+            if reason == "stop" and token_id in (request.params.stop_token_ids or ()):
+                output.stop_token_id = token_id
+            output.timings = sequence.clock.timings(sequence.num_preemptions)
             self._retire(sequence)
+
+    def _describe_first(self, sequence: Sequence, output: TokenOutput) -> None:
+        """What is told with a completion's first token only."""
+        sequence.clock.first_token = sequence.clock.first_token or time.perf_counter()
+        if sequence.index == 0:
+            self._start_siblings(sequence.request)
+        if sequence.wants_prompt_logprobs:
+            output.prompt_logprobs = sequence.prompt_logprobs
+        output.num_cached_tokens = sequence.num_cached_tokens
+        output.media_hits = tuple(sequence.media_hits)
+        output.timings = sequence.clock.timings(sequence.num_preemptions)
 
     def _end_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         params = sequence.request.params
-        if token_id in sequence.request.stop_token_ids and sequence.num_generated > params.min_tokens:
+        if token_id in sequence.request.stop_token_ids and len(sequence.generated) > params.min_tokens:
             return "stop"
-        at_limit = params.max_tokens is not None and sequence.num_generated >= params.max_tokens
-        return "length" if at_limit or sequence.num_tokens >= self.plan.max_model_len else None
+        num_known = sequence.num_prompt_tokens + len(sequence.generated)
+        return "length" if num_known >= sequence.most_tokens else None
 
     def _start_siblings(self, request: EngineRequest) -> None:
         """The prompt is computed now: the other completions find its blocks by their hashes."""

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fovea.core.log import logger
 from fovea.core.params import SamplingParams
 from fovea.core.types import EngineRequest, MediaItem, TokenLogprobs
 from fovea.engine.batch import build_batch, insert_embeddings
 from fovea.engine.encoder_cache import EncoderCache
-from fovea.engine.graphs import DecodeGraphs
+from fovea.engine.graphs import DecodeGraphs, fill_in
 from fovea.engine.memory import LOGIT_ROWS_AT_ONCE, MemoryPlan
-from fovea.engine.sampler import NOT_FINITE, SamplingRow, prompt_logprobs, sample
+from fovea.engine.sampler import NOT_FINITE, Sampled, SamplingRow, choose, is_plain, prompt_logprobs, sample
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from fovea.models.decoder import KVPages
@@ -36,8 +37,32 @@ class StepResult:
     broken_pictures: list[bytes] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A forward that a device may still be running. `pictures`: keys of those whose `flags` say if they are finite."""
+
+    sampled: Sampled | None = None  # known at once
+    tokens: Tensor | None = None  # [rows], on their way to the host
+    pictures: tuple[bytes, ...] = ()
+    flags: Tensor | None = None
+    arrived: torch.cuda.Event | None = None
+
+    def wait(self) -> StepResult:
+        """Raises what the device reports."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        sampled = self.sampled
+        if sampled is None:
+            token_ids = [] if self.tokens is None else self.tokens.tolist()
+            sampled = Sampled(token_ids, [None] * len(token_ids))
+        flags = [] if self.flags is None else self.flags.tolist()
+        broken = [key for key, is_finite in zip(self.pictures, flags, strict=True) if not is_finite]
+        return StepResult(sampled.token_ids, sampled.logprobs, broken)
+
+
 class Runner:
-    """`num_eager_decodes` counts decode steps that ran without a graph although there are graphs."""
+    """`num_eager_decodes` counts decode steps that ran without a graph although there are graphs, `num_late_kernels`
+    kernels that were compiled after the start."""
 
     def __init__(
         self, model: VLM, plan: MemoryPlan, encoder_cache: EncoderCache[Tensor], *, max_num_seqs: int, use_graphs: bool
@@ -45,6 +70,7 @@ class Runner:
         self.model = model
         self.num_graph_steps = 0
         self.num_eager_decodes = 0
+        self.num_late_kernels = 0
         self._encoder_cache = encoder_cache
         self.vocab_size = model.spec.decoder.vocab_size
         self._block_size = plan.block_size
@@ -52,10 +78,30 @@ class Runner:
         self._unchecked: list[tuple[bytes, Tensor]] = []  # pictures encoded since the last forward; are they finite?
         self._rope = model.make_rope()
         self._pages = self._allocate(plan)
+        # The last step's tokens by row: a step that is launched before they are known finds its inputs here.
+        self._last = torch.zeros(max_num_seqs, dtype=torch.int64, device=model.device)
         self._graphs: DecodeGraphs | None = None
         if use_graphs:
             with torch.inference_mode():
-                self._graphs = DecodeGraphs(model, self._rope, self._pages, plan, max_num_seqs)
+                self._graphs = DecodeGraphs(model, self._rope, self._pages, self._last, plan)
+
+    @torch.inference_mode()
+    def rehearse_decode(self) -> None:
+        """Run what the graphs will hold, if there are to be any."""
+        if self._graphs is not None:
+            self._graphs.rehearse()
+
+    @torch.inference_mode()
+    def capture_graphs(self) -> None:
+        """Until then every step is eager."""
+        self.num_eager_decodes = 0
+        if self._graphs is not None:
+            self._graphs.capture()
+
+    def count_late_kernel(self, name: str) -> None:
+        """A kernel is compiled while requests wait: the warm-up has missed one."""
+        self.num_late_kernels += 1
+        logger.info("the kernel %s was compiled while requests wait", name)
 
     def _allocate(self, plan: MemoryPlan) -> list[KVPages]:
         spec = self.model.spec.decoder
@@ -91,18 +137,33 @@ class Runner:
             values.index_fill_(0, index, 0)
 
     @torch.inference_mode()
-    def forward(self, chunks: list[Chunk]) -> StepResult:
-        """One packed forward of all chunks, then a token for each that has reached its end."""
-        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-        logits = self._replay(chunks) if self._is_decode(chunks) else self._eager(chunks)
-        if not sampling:
-            return StepResult(broken_pictures=self._broken_pictures())
-        sampled = sample(logits, [_sampling_row(sequence) for sequence in sampling])
-        return StepResult(sampled.token_ids, sampled.logprobs, self._broken_pictures())
+    def forward(self, chunks: list[Chunk]) -> Launched:
+        """Launch one packed forward of all chunks, and a token for each that samples."""
+        logits, likeliest = self._replay(chunks) if self._is_decode(chunks) else self._eager(chunks)
+        if likeliest is not None and all(chunk.sequence.is_plain for chunk in chunks):
+            return self._launched(None, likeliest)  # the graph has noted them as the last
+        rows = [_sampling_row(chunk.sequence) for chunk in chunks if chunk.samples]
+        if any(row.params.logprobs is not None for row in rows):
+            sampled = sample(logits, rows)
+            self._last[: len(rows)] = torch.tensor(sampled.token_ids)
+            return self._launched(sampled, None)
+        if not rows:
+            return self._launched(None, None)
+        tokens = choose(logits, rows)
+        self._last[: len(rows)] = tokens
+        return self._launched(None, tokens)
 
-    def _broken_pictures(self) -> list[bytes]:
-        unchecked, self._unchecked = self._unchecked, []
-        return [key for key, is_finite in unchecked if not is_finite.item()]
+    def _launched(self, sampled: Sampled | None, tokens: Tensor | None) -> Launched:
+        """Results on their way to the host; on a CPU they are there."""
+        pictures, flags = tuple(key for key, _ in self._unchecked), [flag for _, flag in self._unchecked]
+        self._unchecked = []
+        arrived = None
+        found = torch.stack(flags) if flags else None
+        if self.model.device.type == "cuda":
+            tokens, found = (None if x is None else _to_host(x) for x in (tokens, found))
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return Launched(sampled, tokens, pictures, found, arrived)
 
     def is_sound(self) -> bool:
         """Whether the model makes finite numbers of one token, computed in the block that is nobody's."""
@@ -111,7 +172,7 @@ class Runner:
         request = EngineRequest("check", (0,), params, frozenset(), positions=np.zeros((num_rows, 1), np.int32))
         sequence = Sequence(request, 0, None)
         sequence.blocks = [self._idle_block]
-        return self.forward([Chunk(sequence, 0, 1)]).token_ids != [NOT_FINITE]
+        return self.forward([Chunk(sequence, 0, 1, samples=True)]).wait().token_ids != [NOT_FINITE]
 
     def _is_decode(self, chunks: list[Chunk]) -> bool:
         if self._graphs is None or any(chunk.num_tokens > 1 for chunk in chunks):
@@ -120,20 +181,21 @@ class Runner:
         self.num_eager_decodes += not fits
         return fits
 
-    def _replay(self, chunks: list[Chunk]) -> Tensor:
+    def _replay(self, chunks: list[Chunk]) -> tuple[Tensor, Tensor | None]:
+        """Logits of a decode step [len(chunks), vocabulary], and the likeliest tokens."""
         assert self._graphs is not None
         self.num_graph_steps += 1
         return self._graphs.run(chunks)
 
-    def _eager(self, chunks: list[Chunk]) -> Tensor:
+    def _eager(self, chunks: list[Chunk]) -> tuple[Tensor, Tensor | None]:
         """Any mix of chunks; logits of those that sample, in order [rows, vocabulary]."""
         decoder = self.model.decoder
         batch = build_batch(chunks, self._rope, self._block_size, self.model.device, idle_block=self._idle_block)
-        x = decoder.embed(batch.token_ids)
+        x = decoder.embed(fill_in(batch.token_ids, self._last))
         insert_embeddings(x, chunks, self._encoder_cache)
         hidden = decoder(x, self._pages, batch.attention)
         self._score_prompts(hidden, chunks)
-        return decoder.logits(hidden[batch.logit_rows])
+        return decoder.logits(hidden[batch.logit_rows]), None
 
     def _score_prompts(self, hidden: Tensor, chunks: Rows[Chunk]) -> None:
         """Log-probabilities of the prompt's own tokens, for requests that asked."""
@@ -153,6 +215,11 @@ class Runner:
             into.extend(prompt_logprobs(logits, next_ids[i : i + LOGIT_ROWS_AT_ONCE], top))
 
 
+def _to_host(tensor: Tensor) -> Tensor:
+    """A pinned copy that is complete when an event recorded after this has happened."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
 def _sampling_row(sequence: Sequence) -> SamplingRow:
     """Made once for a sequence: it refers to the list that grows."""
     if sequence.sampling_row is None:
@@ -163,6 +230,7 @@ def _sampling_row(sequence: Sequence) -> SamplingRow:
             stop_token_ids=sequence.request.stop_token_ids,
             bad_words=sequence.request.bad_words,
         )
+        sequence.is_plain = is_plain(sequence.sampling_row)
     sequence.sampling_row.generator = sequence.generator
     return sequence.sampling_row
 

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fovea.core.params import SamplingParams
-from fovea.core.types import Logprob, TokenLogprobs
+from fovea.core.types import EngineRequest, Logprob, TokenLogprobs
 from fovea.engine.memory import DRAW_CHUNK_ELEMENTS
 
 BROKEN = -1
@@ -75,6 +75,12 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     return Sampled(token_ids, logprobs)
 
 
+def choose_likeliest(logits: Tensor) -> Tensor:
+    """What `choose` gives for rows that are all plain: one token for each row of `logits` [S, V]."""
+    tokens, best = _argmax(logits)
+    return torch.where(torch.isfinite(best), tokens, NOT_FINITE)
+
+
 def choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """The tokens of `sample` as a tensor [S] on the device of `logits`, without waiting for the device."""
     assert logits.shape[:-1] == (len(rows),), "one row of logits for each sequence"
@@ -107,6 +113,26 @@ def prompt_logprobs(logits: Tensor, next_ids: Sequence[int], top: int) -> list[T
 def is_random(params: SamplingParams) -> bool:
     """Whether a token is drawn; else it is the likeliest, the lowest id of equals (top_k 1 included)."""
     return params.temperature >= MIN_TEMPERATURE and params.top_k != 1
+
+
+def needs_output(request: EngineRequest) -> bool:
+    """Whether the next token's draw, or what is said of it, needs the tokens before it on the host."""
+    params = request.params
+    return bool(
+        params.logprobs is not None
+        or params.prompt_logprobs is not None
+        or request.bad_words
+        or params.min_tokens
+        or params.repetition_penalty != 1.0
+        or params.frequency_penalty
+        or params.presence_penalty
+    )
+
+
+def is_plain(row: SamplingRow) -> bool:
+    """Whether every token of a row is the likeliest of the raw logits, and nothing else is asked."""
+    unbanned = not row.params.min_tokens and not _has_processors(row)
+    return unbanned and not is_random(row.params) and row.params.logprobs is None
 
 
 def make_generator(params: SamplingParams, engine_seed: int, request_number: int, index: int) -> torch.Generator | None:
@@ -211,7 +237,7 @@ class _Entries:
         if not self._parts:
             return
         rows, tokens, values = (
-            torch.from_numpy(np.concatenate(column)).to(self._logits.device) for column in zip(*self._parts)
+            _moved(torch.from_numpy(np.concatenate(column)), self._logits) for column in zip(*self._parts)
         )
         self._logits[rows, tokens] = change(self._logits[rows, tokens], values)
 
@@ -265,11 +291,11 @@ def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     best = logits[:, :1] if order is not None else logits.amax(dim=-1, keepdim=True)  # [R, 1]
     relative = (logits - best) / _column([row.params.temperature for row in rows], torch.float32, logits)
     weights = relative.exp().nan_to_num_(0.0)  # [R, V], 1 for the likeliest
-    weights[weights < _column([row.params.min_p for row in rows], torch.float32, logits)] = 0.0
+    weights.masked_fill_(weights < _column([row.params.min_p for row in rows], torch.float32, logits), 0.0)
     if order is not None:
         top_k = [min(row.params.top_k, vocab) if row.params.top_k > 0 else vocab for row in rows]
         kth = logits.gather(1, _column(top_k, torch.int64, logits) - 1)  # [R, 1]
-        weights[logits < kth] = 0.0
+        weights.masked_fill_(logits < kth, 0.0)
     mass = (weights * _WEIGHT_SCALE).round_().long()  # [R, V]
     running = mass.cumsum(dim=-1)  # exact
     total = running[:, -1:]  # [R, 1]
@@ -322,9 +348,14 @@ def _entry(token_id: int, figures: Sequence[float], places: Sequence[int], count
 
 
 def _index(numbers: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int64).to(like.device)
+    return _moved(torch.tensor(numbers, dtype=torch.int64), like)
 
 
 def _column(numbers: Sequence[float], dtype: torch.dtype, like: Tensor) -> Tensor:
     """[R, 1] on the device of `like`."""
-    return torch.tensor(numbers, dtype=dtype)[:, None].to(like.device)
+    return _moved(torch.tensor(numbers, dtype=dtype)[:, None], like)
+
+
+def _moved(tensor: Tensor, like: Tensor) -> Tensor:
+    """On the device of `like`, without waiting for it."""
+    return tensor.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from fovea.core.types import MediaItem
 from fovea.engine.blocks import BlockPool
@@ -27,21 +27,17 @@ class Budgets:
     embedding_bytes: int  # of one row of picture embeddings
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens [start, end) of a sequence run in this step; `samples` when they are its last ones."""
+class Chunk(NamedTuple):
+    """Tokens [start, end) of a sequence run in this step; `samples` when the token after them is wanted."""
 
     sequence: Sequence
     start: int
     end: int
+    samples: bool
 
     @property
     def num_tokens(self) -> int:
         return self.end - self.start
-
-    @property
-    def samples(self) -> bool:
-        return self.end == self.sequence.num_tokens
 
 
 @dataclass(slots=True)
@@ -69,6 +65,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._rope = rope
+        self._block_bits = budgets.block_size.bit_length() - 1  # it is a power of two
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -82,7 +79,9 @@ class Scheduler:
         tokens_left = self.budgets.max_num_batched_tokens
         patches = _PatchBudget(self.budgets.max_num_batched_patches)
         for sequence in list(self.running):
-            if tokens_left and sequence.is_running:
+            if not tokens_left:
+                break
+            if sequence.is_running and len(sequence.token_ids) < sequence.most_tokens:
                 tokens_left -= self._plan_running(sequence, tokens_left, patches, plan)
         while self.waiting and tokens_left and len(self.running) < self.budgets.max_num_seqs:
             planned = self._plan_waiting(self.waiting[0], tokens_left, patches, plan)
@@ -98,15 +97,34 @@ class Scheduler:
         sequence.is_running = False
         self._give_back(sequence)
 
+    def takes_nothing_back(self) -> bool:
+        """Whether the next plan leaves every running sequence what it has: there are blocks for all, and none changes
+        its rotary regime."""
+        budget, size = self.budgets.max_num_batched_tokens, self.budgets.block_size
+        if self._rope.switch_tokens is not None and any(
+            self._rope.regime(sequence.num_tokens) != sequence.regime for sequence in self.running
+        ):
+            return False
+        if self.pool.num_free >= len(self.running) + budget // size:
+            return True
+        ends = ((sequence, min(sequence.num_tokens, sequence.num_computed + budget)) for sequence in self.running)
+        missing = sum(max(0, self._num_blocks(end) - len(sequence.blocks)) for sequence, end in ends)
+        return missing <= self.pool.num_free
+
+    def launch(self, chunk: Chunk) -> None:
+        """A chunk is being computed: what follows it can be planned."""
+        chunk.sequence.num_computed = chunk.end
+
     def settle(self, chunk: Chunk) -> None:
         """A chunk has run: its full blocks can be found by others, embeddings it consumed are let go."""
-        sequence = chunk.sequence
-        before, sequence.num_computed = sequence.num_computed, chunk.end
-        size = self.budgets.block_size
-        hashes = sequence.full_block_hashes(size)
-        for i in range(before // size, chunk.end // size):
-            self.pool.publish(sequence.blocks[i], hashes[i])
-        self._release_media(sequence, chunk.end)
+        sequence, size = chunk.sequence, self.budgets.block_size
+        first, last = chunk.start // size, chunk.end // size
+        if first < last:
+            hashes = sequence.full_block_hashes(size)
+            for i in range(first, last):
+                self.pool.publish(sequence.blocks[i], hashes[i])
+        if sequence.held_media:
+            self._release_media(sequence, chunk.end)
 
     def check_idle(self) -> None:
         """Our own invariants when nothing runs: all blocks are free, no embeddings are held."""
@@ -115,12 +133,17 @@ class Scheduler:
         self.encoder_cache.check()
 
     def _settle_plan(self, plan: StepPlan) -> None:
-        plan.chunks.sort(key=lambda chunk: chunk.num_tokens != 1)
+        plan.chunks.sort(key=_is_prefill)
         # A sequence preempted within this plan lets go of its pictures: some may have been evicted again since.
         still_reserved = {item.key: item for item in plan.encode if item.key in self.encoder_cache}
         plan.encode = list(still_reserved.values())
 
     def _plan_running(self, sequence: Sequence, tokens_left: int, patches: _PatchBudget, plan: StepPlan) -> int:
+        start, length = sequence.num_computed, len(sequence.token_ids)
+        is_decode = length == start + 1 and start >= sequence.num_prompt_tokens
+        if is_decode and start >> self._block_bits < len(sequence.blocks) and self._rope.switch_tokens is None:
+            plan.chunks.append(Chunk(sequence, start, length, True))  # the usual case, in short
+            return 1
         self._follow_regime(sequence)
         end = min(sequence.num_tokens, sequence.num_computed + tokens_left)
         if sequence.num_computed < sequence.num_prompt_tokens:
@@ -162,7 +185,7 @@ class Scheduler:
             self.stats.num_cached_tokens += sequence.num_computed
 
     def _add_chunk(self, sequence: Sequence, end: int, plan: StepPlan) -> int:
-        chunk = Chunk(sequence, sequence.num_computed, end)
+        chunk = Chunk(sequence, sequence.num_computed, end, samples=end == sequence.num_tokens)
         plan.chunks.append(chunk)
         return chunk.num_tokens
 
@@ -235,6 +258,10 @@ class Scheduler:
         for i in [i for i in sequence.held_media if sequence.request.spans[i].end <= computed]:
             self.encoder_cache.release(sequence.request.media[i].key)
             sequence.held_media.discard(i)
+
+
+def _is_prefill(chunk: Chunk) -> bool:
+    return chunk.end - chunk.start > 1
 
 
 class _PatchBudget:

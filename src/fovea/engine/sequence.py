@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,13 +47,18 @@ class Sequence:
 
     Ownership of its tokens' keys and values, with c = num_computed and b = block_size:
 
-        [0, c)                      computed, in `blocks`
+        [0, c)                      computed, in `blocks`, or being computed by a step in flight
         [c, len(token_ids))         not computed yet; blocks for a planned chunk are taken before it runs
         blocks[: c // b]            full; published under `hashes` and possibly shared with other sequences
         blocks[c // b :]            this sequence's alone
+
+    The last `num_pending` of token_ids are being computed: numbers below 0 that say in which row of the step in flight
+    they will be found, -1 for row 0.
     """
 
-    def __init__(self, request: EngineRequest, index: int, generator: torch.Generator | None) -> None:
+    def __init__(
+        self, request: EngineRequest, index: int, generator: torch.Generator | None, max_model_len: int = sys.maxsize
+    ) -> None:
         self.request = request
         self.index = index
         self.generator = generator
@@ -60,8 +66,14 @@ class Sequence:
         self.token_ids: list[int] = list(request.token_ids)
         self.generated: list[int] = []
         self.num_prompt_tokens = len(request.token_ids)
+        room = sys.maxsize if request.params.max_tokens is None else request.params.max_tokens
+        # With so many its last token is known or being computed.
+        self.most_tokens = min(max_model_len, self.num_prompt_tokens + room)
+        self.num_pending = 0
         self.num_computed = 0
         self.num_cached_tokens = 0
+        self.needs_output = False  # whether its next token can only be drawn when the one before is on the host
+        self.is_plain = False  # whether it wants the likeliest token and nothing else; known when it was first sampled
         self.regime = 0
         self.is_running = False
         self.blocks: list[int] = []
@@ -80,8 +92,15 @@ class Sequence:
     def num_generated(self) -> int:
         return len(self.generated)
 
-    def append(self, token_id: int) -> None:
-        self.token_ids.append(token_id)
+    def expect(self, row: int) -> None:
+        """A step in flight computes the next token, in this row of its results."""
+        self.token_ids.append(-1 - row)
+        self.num_pending += 1
+
+    def learn(self, token_id: int) -> None:
+        """The oldest pending token is known."""
+        self.token_ids[-self.num_pending] = token_id
+        self.num_pending -= 1
         self.generated.append(token_id)
 
     @property
@@ -103,7 +122,7 @@ class Sequence:
         It covers everything a block's keys depend on: all tokens up to its end, the identity and offset of every
         picture in it, the rotary regime and the tenant's salt.
         """
-        while (len(self.hashes) + 1) * block_size <= self.num_tokens:
+        while (len(self.hashes) + 1) * block_size <= self.num_tokens - self.num_pending:
             start = len(self.hashes) * block_size
             self.hashes.append(self._hash_block(start, start + block_size))
         return self.hashes
@@ -122,7 +141,7 @@ class Sequence:
         return hashlib.sha256(b"fovea.kv.1" + bytes([self.regime]) + len(salt).to_bytes(8, "little") + salt).digest()
 
     def restart(self) -> list[int]:
-        """Forget everything computed (preemption, change of regime). Returns the blocks to give back."""
+        """Forget everything computed (preemption, change of regime, the end). Returns the blocks to give back."""
         blocks, self.blocks = self.blocks, []
         self.num_computed = 0
         self.prompt_logprobs = [None]

@@ -58,6 +58,11 @@ def map_blob(fd: int) -> memoryview:
         os.close(fd)
 
 
+def blob_bytes(fd: int | None) -> int:
+    """The size of a blob, which stays the caller's; 0 without one."""
+    return 0 if fd is None else os.fstat(fd).st_size
+
+
 def none_left() -> UnavailableError:
     return UnavailableError(
         "The server has no memory or no file descriptor left for this request. Try again.", code="out_of_resources"

@@ -31,7 +31,7 @@ import torch
 
 from fovea.core.types import MediaItem
 from fovea.engine.loop import Engine
-from fovea.engine.runner import StepResult
+from fovea.engine.runner import Launched
 from fovea.engine.scheduler import Chunk
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class _Faulty:
         self._lost: set[str] = set()
 
     def around_forward(self, forward: Forward) -> Forward:
-        def faulty(chunks: list[Chunk]) -> StepResult:
+        def faulty(chunks: list[Chunk]) -> Launched:
             ids = {token_id for chunk in chunks for token_id in _prompt(chunk)}
             self._before_forward(ids, chunks)
             return forward(chunks)
@@ -74,8 +74,8 @@ class _Faulty:
         return faulty
 
     def around_logits(self, make: Any) -> Any:
-        def faulty(chunks: list[Chunk]) -> Tensor:
-            logits: Tensor = make(chunks).clone()
+        def faulty(chunks: list[Chunk]) -> tuple[Tensor, None]:
+            logits: Tensor = make(chunks)[0].clone()
             for row, chunk in enumerate(chunk for chunk in chunks if chunk.samples):
                 ids = _prompt(chunk)
                 if self._all_nan or self._is_in("nan_row", ids):
@@ -84,7 +84,7 @@ class _Faulty:
                     logits[row, 7] = torch.inf
                 if self._is_in("sampler_error", ids):
                     raise Fault
-            return logits
+            return logits, None
 
         return faulty
 

@@ -1,7 +1,7 @@
 """What processes of one server say to each other: typed, encoded as msgpack, never pickled.
 
-Arrays travel as raw bytes; pixels and embeddings as places in a blob. `to_wire` and `from_wire` are the only code that
-knows both sides.
+Arrays travel as raw bytes; pixels and embeddings as places in a blob (media_wire). `to_wire` and `from_wire` are the
+only code that knows both sides.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from fovea.core import errors
 from fovea.core.errors import FoveaError, RequestFailedError
@@ -21,34 +20,17 @@ from fovea.core.types import (
     EngineTimings,
     FinishReason,
     Logprob,
-    MediaItem,
     MediaSpan,
     TokenLogprobs,
     TokenOutput,
 )
-from fovea.ipc.blob import ALIGNMENT_BYTES
+from fovea.ipc.media_wire import MediaWire, media_from_wire, media_to_wire
 
 LogprobsWire = dict[int, tuple[float, int]]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, omit_defaults=True):
     """Base of all messages; the tag is the class's name."""
-
-
-class Place(msgspec.Struct, frozen=True, array_like=True):
-    """An array in a blob: uint8 [height, width, 3] of pixels, or float32 [rows, width] of embeddings."""
-
-    offset: int
-    shape: tuple[int, ...]
-
-
-class MediaWire(msgspec.Struct, frozen=True, array_like=True):
-    key: bytes
-    num_tokens: int
-    num_patches: int
-    grid: tuple[int, int, int]
-    canvas: Place | None
-    embeds: Place | None
 
 
 class RequestWire(msgspec.Struct, frozen=True, array_like=True):
@@ -191,6 +173,7 @@ class Task(Message, frozen=True):
     add_special_tokens: bool = True
     fetched: list[FetchedWire] = []
     count: bool = False
+    resize_on_device: bool = False
 
 
 class Done(Message, frozen=True):
@@ -243,25 +226,7 @@ def error_from_wire(wire: ErrorWire) -> FoveaError:
 
 def request_to_wire(request: EngineRequest) -> tuple[RequestWire, list[memoryview | bytes]]:
     """The message, and the parts of the blob its pixels go into."""
-    parts: list[memoryview | bytes] = []
-    size_bytes = 0
-
-    def place(array: NDArray[Any] | None) -> Place | None:
-        nonlocal size_bytes
-        if array is None:
-            return None
-        padding = -size_bytes % ALIGNMENT_BYTES
-        parts.append(bytes(padding))
-        data = np.ascontiguousarray(array)
-        parts.append(data.reshape(-1).view(np.uint8).data)
-        offset = size_bytes + padding
-        size_bytes = offset + data.nbytes
-        return Place(offset, data.shape)
-
-    media = [
-        MediaWire(item.key, item.num_tokens, item.num_patches, item.grid, place(item.canvas), place(item.embeds))
-        for item in request.media
-    ]
+    media, parts = media_to_wire(request.media)
     positions = request.positions
     wire = RequestWire(
         request_id=request.request_id,
@@ -276,7 +241,7 @@ def request_to_wire(request: EngineRequest) -> tuple[RequestWire, list[memoryvie
         bad_words=[list(word) for word in request.bad_words],
         salt=request.salt,
     )
-    return wire, [part for part in parts if len(part)]
+    return wire, parts
 
 
 def request_from_wire(data: bytes | memoryview | msgspec.Raw, blob: memoryview | None) -> EngineRequest:
@@ -291,7 +256,7 @@ def request_from_wire(data: bytes | memoryview | msgspec.Raw, blob: memoryview |
         params=SamplingParams.from_mapping(wire.params),
         stop_token_ids=frozenset(wire.stop_token_ids),
         spans=tuple(MediaSpan(start, length) for start, length in wire.spans),
-        media=tuple(_media(item, blob) for item in wire.media),
+        media=tuple(media_from_wire(item, blob) for item in wire.media),
         positions=positions,
         position_delta=wire.position_delta,
         bad_words=tuple(tuple(word) for word in wire.bad_words),
@@ -355,25 +320,6 @@ def token_from_wire(wire: TokenWire) -> TokenOutput:
         timings=None if wire.timings is None else EngineTimings(*wire.timings),
         error=None if wire.error is None else error_from_wire(wire.error),
     )
-
-
-def _media(wire: MediaWire, blob: memoryview | None) -> MediaItem:
-    canvas = embeds = None
-    if blob is not None and wire.canvas is not None:
-        canvas = _array(blob, wire.canvas, np.dtype(np.uint8))
-    if blob is not None and wire.embeds is not None:
-        embeds = _array(blob, wire.embeds, np.dtype(np.float32))
-    return MediaItem(wire.key, wire.num_tokens, wire.num_patches, wire.grid, canvas=canvas, embeds=embeds)
-
-
-def _array(blob: memoryview, place: Place, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A view into the blob. Raises RequestFailedError if it would lie outside."""
-    count = 1
-    for length in place.shape:
-        count *= length
-    if min(place.shape) < 1 or place.offset < 0 or place.offset + count * dtype.itemsize > blob.nbytes:
-        raise RequestFailedError("A picture's place in shared memory lies outside of it.")
-    return np.frombuffer(blob, dtype, count, place.offset).reshape(place.shape)
 
 
 def _int32(values: Any) -> bytes:

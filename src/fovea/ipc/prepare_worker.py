@@ -71,7 +71,7 @@ class Worker:
     def answer(self, task: Task, blob: memoryview | None) -> tuple[Message, int | None]:
         """The reply and its blob."""
         try:
-            preparer = self.preparer.with_max_model_len(task.max_model_len)
+            preparer = self.preparer.for_engine(task.max_model_len, resize_on_device=task.resize_on_device)
             return self._prepare(preparer, task, blob)
         except FoveaError as error:
             return _refused(error)

@@ -6,21 +6,118 @@ never need it.
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
+from typing import Protocol
 
-from fovea.kernels import reference
-from fovea.kernels.batch import AttentionBatch
-from fovea.kernels.reference import rms_norm, segment_attention
+import torch
+from torch import Tensor, nn
+
+from fovea.kernels import pixels_reference, reference
+from fovea.kernels.batch import AttentionBatch, Segments
 
 __all__ = [
+    "FEW_ROWS",
+    "Norm",
+    "add_layer_norm",
+    "cut_patches",
+    "linear_add",
+    "logits",
+    "norm_gate_up",
+    "norm_qkv",
     "paged_attention",
     "quick_gelu",
+    "resample",
     "rms_norm",
+    "rotary",
     "rotate_and_store",
     "rotate_qk",
     "segment_attention",
     "silu_mul",
 ]
+
+FEW_ROWS = 4  # up to here linear layers on CUDA are bound by reading weights, and our kernels read them faster
+
+
+class Norm(Protocol):
+    """An RMSNorm: its call is rms_norm with its weight and eps."""
+
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def eps(self) -> float: ...
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See reference.rms_norm."""
+    if x.is_cuda:
+        from fovea.kernels.norms import rms_norm as fused
+
+        return fused(x, weight, eps)
+    return reference.rms_norm(x, weight, eps)
+
+
+def add_layer_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """See reference.add_layer_norm. On CUDA the sum takes the place of x."""
+    if x.is_cuda:
+        from fovea.kernels.norms import add_layer_norm as fused
+
+        return fused(x, y, norm.weight, norm.bias, norm.eps)
+    return reference.add_layer_norm(x, y, norm)
+
+
+def norm_qkv(
+    x: Tensor, norm: Norm, linear: nn.Module, num_heads: int, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch
+) -> Tensor:
+    """Norm and projection of x [T, hidden], then rotate_and_store: rotated queries [T, N, D]."""
+    if _is_few_rows(x):
+        from fovea.kernels.few_rows import norm_qkv as fused
+
+        weight, bias = _parameters(linear)
+        return fused(x, norm.weight, norm.eps, weight, bias, num_heads, k_cache, v_cache, batch)
+    heads: Tensor = linear(norm(x)).view(x.shape[0], -1, k_cache.shape[-1])
+    return rotate_and_store(heads, num_heads, k_cache, v_cache, batch)
+
+
+def norm_gate_up(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
+    """Norm and projection of x [T, hidden], then silu_mul: [T, F]."""
+    if _is_few_rows(x):
+        from fovea.kernels.few_rows import norm_gate_up as fused
+
+        return fused(x, norm.weight, norm.eps, _parameters(linear)[0])
+    return silu_mul(linear(norm(x)))
+
+
+def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
+    """See reference.linear_add. On CUDA the sum takes the place of the residual."""
+    if _is_few_rows(x):
+        from fovea.kernels.few_rows import linear as fused
+
+        return fused(x, *_parameters(linear), residual=residual)
+    if x.is_cuda:
+        weight, bias = _parameters(linear)
+        assert bias is None, "the product is added to the residual, which leaves no place for a bias"
+        return residual.addmm_(x, weight.t())
+    return reference.linear_add(x, linear, residual)
+
+
+def logits(x: Tensor, head: nn.Module | Tensor) -> Tensor:
+    """See reference.logits."""
+    if _is_few_rows(x):
+        from fovea.kernels.few_rows import linear as fused
+
+        weight = head if isinstance(head, Tensor) else _parameters(head)[0]
+        return fused(x, weight, dtype=torch.float32)
+    return reference.logits(x, head)
+
+
+def _is_few_rows(x: Tensor) -> bool:
+    return x.is_cuda and 0 < x.shape[0] <= FEW_ROWS
+
+
+def _parameters(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
+    assert isinstance(linear, nn.Linear), "on CUDA linear layers stay as they are"
+    return linear.weight, linear.bias
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -39,6 +136,17 @@ def quick_gelu(x: Tensor) -> Tensor:
 
         return fused(x)
     return reference.quick_gelu(x)
+
+
+def rotary(
+    positions: Tensor, regimes: Tensor, inv_freq: Tensor, scales: Tensor, sections: tuple[int, ...] | None
+) -> tuple[Tensor, Tensor]:
+    """See reference.rotary."""
+    if positions.is_cuda:
+        from fovea.kernels.elementwise import rotary as fused
+
+        return fused(positions, regimes, inv_freq, scales, sections)
+    return reference.rotary(positions, regimes, inv_freq, scales, sections)
 
 
 def rotate_qk(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -60,11 +168,44 @@ def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tens
 
 
 def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
-    """See reference.paged_attention. On CUDA the sequences with one new token go through a kernel that reads the pages
-    in place; longer ones are gathered."""
-    if q.is_cuda and batch.num_decode:
+    """See reference.paged_attention. On CUDA both kinds of sequences are read in place, into one tensor."""
+    if not q.is_cuda:
+        return reference.paged_attention(q, k_cache, v_cache, batch)
+    q = q.contiguous()
+    out = torch.empty_like(q)
+    if batch.num_decode:
         from fovea.kernels.paged_decode import paged_decode
 
-        decoded = paged_decode(q[: batch.num_decode], k_cache, v_cache, batch)
-        return reference.paged_prefill(q, k_cache, v_cache, batch, decoded)
-    return reference.paged_attention(q, k_cache, v_cache, batch)
+        paged_decode(q[: batch.num_decode], k_cache, v_cache, batch, out[: batch.num_decode])
+    if batch.num_decode < len(batch.query_lens):
+        from fovea.kernels.paged_prefill import paged_prefill
+
+        paged_prefill(q, k_cache, v_cache, batch, out)
+    return out
+
+
+def segment_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    """See reference.segment_attention; q, k and v may be views of one tensor."""
+    if q.is_cuda:
+        from fovea.kernels.packed_attention import segment_attention as packed
+
+        return packed(q, k, v, segments)
+    return reference.segment_attention(q, k, v, segments.lengths)
+
+
+def resample(pixels: Tensor, table: Tensor) -> Tensor:
+    """See pixels_reference.resample."""
+    if pixels.is_cuda:
+        from fovea.kernels.pixels import resample as fused
+
+        return fused(pixels, table)
+    return pixels_reference.resample(pixels, table)
+
+
+def cut_patches(canvases: Sequence[Tensor], levels: Tensor, px: int, side: int, repeats: int) -> Tensor:
+    """See pixels_reference.cut_patches."""
+    if levels.is_cuda:
+        from fovea.kernels.pixels import cut_patches as fused
+
+        return fused(canvases, levels, px, side, repeats)
+    return pixels_reference.cut_patches(canvases, levels, px, side, repeats)

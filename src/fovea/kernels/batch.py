@@ -1,7 +1,7 @@
-"""What attention needs to know about a packed batch; one object, passed as an argument, nothing ambient.
+"""What attention needs to know about packed rows; arguments, nothing ambient.
 
 A step packs the new tokens of all its sequences behind one another without padding. Sequences with one
-new token come first ("decode"), those with more follow ("prefill").
+new token come first ("decode"), those with more follow ("prefill"). A tower packs the patches of all its pictures.
 
 Letters used beside tensors: T packed tokens, S sequences, N query heads, G KV heads, D head size, B blocks of
 a sequence, P patches.
@@ -11,7 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
+
+SEGMENT_ROWS = 128  # rows of one entry of Segments.tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +23,50 @@ class AttentionBatch:
     """`query_lens[i]` new tokens of sequence i, which has `kv_lens[i]` keys including them.
 
     `slots[t]` is where token t's key and value go: block * block_size + offset. `decode_mask` is True where a decode
-    sequence has a key; None when none of them is padded.
+    sequence has a key; None when none of them is padded. `query_starts[i]` is the first new token of sequence i among
+    the packed ones, its last entry their number; on CUDA it spares prefill a copy. `arrivals` are zeros which
+    decode attention on CUDA counts in and leaves as zeros: whoever repeats steps makes them once; None: made each time.
     """
 
     num_decode: int
     query_lens: list[int]
     kv_lens: list[int]
     slots: Tensor  # [T] int64
-    block_tables: Tensor  # [S, B] int64
-    kv_lens_tensor: Tensor  # [S] int64
+    block_tables: Tensor  # [S, B] int64 or int32
+    kv_lens_tensor: Tensor  # [S] int64 or int32
     decode_mask: Tensor | None  # [num_decode, 1, 1, keys], for the plain form only
     cos: Tensor  # [T, D / 2] float32
     sin: Tensor  # [T, D / 2] float32
+    query_starts: Tensor | None = None  # [S + 1] int64 or int32
+    arrivals: Tensor | None = None  # [at least num_decode * G] int32
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Segments of packed rows that attend within themselves; make it once and use it in every layer.
+
+    A row of `tiles` is at most SEGMENT_ROWS rows of one segment: its first row, and the segment's first and end. Those
+    of long segments come first, so that the device ends on short work. None on a CPU, where nobody reads it.
+    """
+
+    lengths: list[int]
+    tiles: Tensor | None  # [tiles, 3] int32
+
+    @classmethod
+    def of(cls, lengths: list[int], device: torch.device) -> Segments:
+        if device.type != "cuda":
+            return cls(lengths, None)
+        staged = torch.from_numpy(segment_tiles(lengths)).pin_memory()
+        return cls(lengths, staged.to(device, non_blocking=True))
+
+
+def segment_tiles(lengths: list[int]) -> np.ndarray:
+    """[tiles, 3] int32, see Segments."""
+    sizes = np.asarray(lengths, np.int64)
+    ends = np.cumsum(sizes)
+    order = np.argsort(-sizes, kind="stable")
+    counts = -(-sizes[order] // SEGMENT_ROWS)
+    before = np.repeat(np.cumsum(counts) - counts, counts)
+    firsts = np.repeat((ends - sizes)[order], counts)
+    rows = firsts + (np.arange(len(firsts)) - before) * SEGMENT_ROWS
+    return np.stack((rows, firsts, np.repeat(ends[order], counts)), axis=1).astype(np.int32)

@@ -1,117 +1,241 @@
 """Attention of one new token for each sequence over its pages, read in place (FlashDecoding's split of the keys).
 
 The grid depends on shapes only, never on lengths, so that the kernel can live in a CUDA graph: each sequence and KV
-head is cut into a fixed number of splits, which find their share of the keys on the device and are merged by a second
-kernel.
-Queries that share a KV head share its loads.
+head is cut into a fixed number of splits, which find their share of the keys on the device. The split that arrives
+last merges them all, in their order, so that the result does not depend on who was last.
+Queries that share a KV head share its loads and use the matrix units. A query that has a KV head to itself is plain
+arithmetic: each row of the key tile has a softmax of its own until the end, so nothing crosses lanes in the loop.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fovea.kernels.attention_tiles import LOG2_E, MIN_DOT_SIDE
 from fovea.kernels.batch import AttentionBatch
+from fovea.kernels.early import can_start_early, wait
 
-KEYS_AT_ONCE = 64
-MAX_SPLITS = 64
-PROGRAMS_WANTED = 528  # four for each of an H100's 132 multiprocessors
-MIN_DOT_ROWS = 16  # the smallest side of a tile that the matrix units take
+NOTHING = tl.constexpr(-1e30)  # the best score of a row that has seen no key; finite, so that differences are numbers
 
 
-@triton.jit(do_not_specialize=["table_stride"])
-def _decode_split(  # type: ignore[no-untyped-def]
-    q, k_cache, v_cache, block_tables, kv_lens, partial, lse, scale, table_stride,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
+class DecodeTile(NamedTuple):
+    """How keys are cut, and how a program takes its share: what a sweep varies."""
+
+    keys: int
+    warps: int
+    stages: int
+    programs: int  # wanted on the device; a power of two, so that batches of 1, 2, 4 ... fill it evenly
+    most_splits: int
+
+
+GROUPED = DecodeTile(keys=32, warps=4, stages=3, programs=512, most_splits=32)
+ALONE = DecodeTile(keys=32, warps=4, stages=4, programs=512, most_splits=32)
+ROW_BYTES = 256  # of a key, up to which these hold
+MERGED_AT_ONCE = 8192  # numbers that the last split reads at once
+
+
+@triton.jit
+def _walk(  # type: ignore[no-untyped-def]
+    query, k_cache, v_cache, table, start, end, scale, dims,
+    KV_ROW: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    KEYS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    seq, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    kv_len = tl.load(kv_lens + seq)
-    share = tl.cdiv(tl.cdiv(kv_len, SPLITS), KEYS) * KEYS
-    start, end = split * share, tl.minimum(split * share + share, kv_len)
-    rows, dims, keys = tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, KEYS)
-    heads = kv_head * GROUP + rows
-    query_at = (seq * HEADS + heads)[:, None] * HEAD_DIM + dims[None, :]
-    real = (rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    query = tl.load(q + query_at, mask=real, other=0.0)
-    best = tl.full([ROWS], -float("inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    out = tl.zeros([ROWS, DIM], tl.float32)
-    for first in range(start, end, KEYS):
+    """Keys [start, end): for each row the best score in units of log2, the sum of weights, the weighted values."""
+    keys = tl.arange(0, KEYS)
+    SUMS: tl.constexpr = KEYS if ROWS == 1 else ROWS
+    best = tl.full([SUMS], NOTHING, tl.float32)
+    total = tl.zeros([SUMS], tl.float32)
+    out = tl.zeros([SUMS, DIM], tl.float32)
+    wide = query.to(tl.float32)
+    for first in tl.range(start, end, KEYS, num_stages=STAGES):
         places = first + keys
         inside = places < end
-        block = tl.load(block_tables + seq * table_stride + places // BLOCK_SIZE, mask=inside, other=0)
-        slot = block.to(tl.int64) * BLOCK_SIZE + places % BLOCK_SIZE
-        at = (slot * KV_HEADS + kv_head)[:, None] * HEAD_DIM + dims[None, :]
+        block = tl.load(table + places // BLOCK_SIZE, mask=inside, other=0)
+        at = (block.to(tl.int64) * BLOCK_SIZE + places % BLOCK_SIZE)[:, None] * KV_ROW + dims[None, :]
         loaded = inside[:, None] & (dims < HEAD_DIM)[None, :]
         k = tl.load(k_cache + at, mask=loaded, other=0.0)
         v = tl.load(v_cache + at, mask=loaded, other=0.0)
         if ROWS == 1:
-            scores = tl.sum(query.to(tl.float32) * k.to(tl.float32), axis=1)[None, :]
+            scores = tl.where(inside, tl.sum(wide * k.to(tl.float32), axis=1) * scale, -float("inf"))
+            new_best = tl.maximum(best, scores)
+            weights = tl.exp2(scores - new_best)
+            shrink = tl.exp2(best - new_best)
+            total = total * shrink + weights
+            out = out * shrink[:, None] + weights[:, None] * v.to(tl.float32)
         else:
-            scores = tl.dot(query, tl.trans(k), input_precision="ieee")
-        scores = tl.where(inside[None, :], scores * scale, -float("inf"))
-        new_best = tl.maximum(best, tl.max(scores, axis=1))
-        shrink = tl.exp(best - new_best)
-        weights = tl.exp(scores - new_best[:, None])
-        total = total * shrink + tl.sum(weights, axis=1)
-        if ROWS == 1:
-            summed = tl.sum(tl.trans(weights) * v.to(tl.float32), axis=0)[None, :]
-        else:
-            summed = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        out = out * shrink[:, None] + summed
+            scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
+            scores = tl.where(inside[None, :], scores, -float("inf"))
+            new_best = tl.maximum(best, tl.max(scores, axis=1))
+            weights = tl.exp2(scores - new_best[:, None])
+            shrink = tl.exp2(best - new_best)
+            total = total * shrink + tl.sum(weights, axis=1)
+            out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision="ieee")
         best = new_best
-    at_split = (seq * HEADS + heads) * SPLITS + split
-    tl.store(partial + at_split[:, None] * HEAD_DIM + dims[None, :], out / tl.maximum(total, 1e-30)[:, None], mask=real)
-    tl.store(
-        lse + at_split, tl.where(total > 0, best + tl.log(tl.maximum(total, 1e-30)), -float("inf")), mask=rows < GROUP
-    )
+    if ROWS == 1:
+        most = tl.max(best, axis=0, keep_dims=True)
+        weights = tl.exp2(best - most)
+        out = tl.sum(out * weights[:, None], axis=0, keep_dims=True)
+        total = tl.sum(total * weights, axis=0, keep_dims=True)
+        best = most
+    return best, total, out
 
 
 @triton.jit
-def _merge_splits(  # type: ignore[no-untyped-def]
-    partial, lse, out, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr, PADDED: tl.constexpr
+def _merge(  # type: ignore[no-untyped-def]
+    partial, sums, out, first_head, active,
+    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, MERGED: tl.constexpr, SPLITS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(0)
-    splits, dims = tl.arange(0, PADDED), tl.arange(0, DIM)
-    sums = tl.load(lse + head * SPLITS + splits, mask=splits < SPLITS, other=-float("inf"))
-    most = tl.max(sums, axis=0)
-    weights = tl.where(sums > -float("inf"), tl.exp(sums - most), 0.0)  # all zero for a padded row
-    at = (head * SPLITS + splits)[:, None] * HEAD_DIM + dims[None, :]
-    real = (splits < SPLITS)[:, None] & (dims < HEAD_DIM)[None, :]
-    rows = tl.load(partial + at, mask=real, other=0.0)
-    merged = tl.sum(rows * weights[:, None], axis=0) / tl.maximum(tl.sum(weights, axis=0), 1e-30)
-    tl.store(out + head * HEAD_DIM + dims, merged.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
+    """Put the first `active` splits of GROUP heads together. Read from L2: other multiprocessors wrote them."""
+    rows, splits, some = tl.arange(0, MERGED), tl.arange(0, SPLITS), tl.arange(0, AT_ONCE)
+    dims, heads = tl.arange(0, DIM), (first_head + tl.arange(0, MERGED)) * SPLITS
+    known = (rows < GROUP)[:, None] & (splits < active)[None, :]
+    found = tl.load(sums + heads[:, None] + splits[None, :], mask=known, other=-float("inf"), cache_modifier=".cg")
+    most = tl.maximum(tl.max(found, axis=1), NOTHING)
+    total = tl.sum(tl.exp2(found - most[:, None]), axis=1)
+    merged = tl.zeros([MERGED, DIM], tl.float32)
+    for first in range(0, active, AT_ONCE):
+        there = (rows < GROUP)[:, None] & (first + some < active)[None, :]
+        at = heads[:, None] + first + some[None, :]
+        weights = tl.exp2(tl.load(sums + at, mask=there, other=-float("inf"), cache_modifier=".cg") - most[:, None])
+        parts = tl.load(
+            partial + at[:, :, None] * HEAD_DIM + dims[None, None, :],
+            mask=there[:, :, None] & (dims < HEAD_DIM)[None, None, :], other=0.0, cache_modifier=".cg",
+        )  # fmt: skip
+        merged += tl.sum(parts * weights[:, :, None], axis=1)
+    merged = merged / tl.maximum(total, 1e-30)[:, None]
+    into = (first_head + rows)[:, None] * HEAD_DIM + dims[None, :]
+    tl.store(out + into, merged.to(out.dtype.element_ty), mask=(rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :])
 
 
-def num_splits(num_seqs: int, num_kv_heads: int) -> int:
+@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["block_tables", "kv_lens"])
+def _paged_decode(  # type: ignore[no-untyped-def]
+    q, k_cache, v_cache, out, block_tables, kv_lens, partial, sums, arrivals, scale, table_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
+    MERGED: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
+    STAGES: tl.constexpr, COUNTED: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    wait(EARLY)
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    # Neighbours on the device take neighbouring heads, which lie beside one another in a page.
+    kv_head, split, seq = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    kv_len = tl.load(kv_lens + seq).to(tl.int32)
+    share = tl.cdiv(tl.cdiv(kv_len, SPLITS), KEYS) * KEYS
+    start, end = split * share, tl.minimum(split * share + share, kv_len)
+    rows, dims = tl.arange(0, ROWS), tl.arange(0, DIM)
+    first_head = seq * HEADS + kv_head * GROUP
+    real = (rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    at = (first_head + rows)[:, None] * HEAD_DIM + dims[None, :]
+    if ROWS == 1:  # for every key: a tile of its own shape would dictate how keys lie in registers
+        repeated = first_head * HEAD_DIM + dims[None, :] + tl.zeros([KEYS, 1], tl.int32)
+        query = tl.load(q + repeated, mask=(dims < HEAD_DIM)[None, :], other=0.0)
+    else:
+        query = tl.load(q + at, mask=real, other=0.0)
+    best, total, result = _walk(
+        query, k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM,
+        block_tables + seq.to(tl.int64) * table_stride, start, end, scale, dims,
+        KV_HEADS * HEAD_DIM, HEAD_DIM, DIM, ROWS, BLOCK_SIZE, KEYS, STAGES,
+    )  # fmt: skip
+    result = result / tl.maximum(total, 1e-30)[:, None]
+    if SPLITS == 1:
+        tl.store(out + at, result.to(out.dtype.element_ty), mask=real)
+    else:
+        if start < end:
+            at_split = (first_head + rows) * SPLITS + split
+            tl.store(partial + at_split[:, None] * HEAD_DIM + dims[None, :], result, mask=real)
+            tl.store(sums + at_split, best + tl.log2(tl.maximum(total, 1e-30)), mask=rows < GROUP)
+        if COUNTED:
+            tl.debug_barrier()  # all of this program's stores come before its arrival
+            arrived = tl.atomic_add(arrivals + seq * KV_HEADS + kv_head, 1, sem="acq_rel", scope="gpu")
+            if arrived == SPLITS - 1:
+                active = tl.cdiv(kv_len, tl.maximum(share, 1))
+                _merge(partial, sums, out, first_head, active, HEAD_DIM, DIM, GROUP, MERGED, SPLITS, AT_ONCE)
+                tl.store(arrivals + seq * KV_HEADS + kv_head, 0)
+
+
+@triton.jit(do_not_specialize_on_alignment=["kv_lens"])
+def _merge_splits(  # type: ignore[no-untyped-def]
+    partial, sums, out, kv_lens,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, MERGED: tl.constexpr,
+    KEYS: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    wait(EARLY)
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    first_head = tl.program_id(1) * HEADS + tl.program_id(0) * GROUP
+    kv_len = tl.load(kv_lens + tl.program_id(1)).to(tl.int32)
+    share = tl.cdiv(tl.cdiv(kv_len, SPLITS), KEYS) * KEYS
+    active = tl.cdiv(kv_len, tl.maximum(share, 1))
+    _merge(partial, sums, out, first_head, active, HEAD_DIM, DIM, GROUP, MERGED, SPLITS, AT_ONCE)
+
+
+def num_splits(num_seqs: int, num_kv_heads: int, tile: DecodeTile) -> int:
     """Enough programs to fill the device; a function of shapes only.
 
     A power of two: each number is a kernel of its own, and compiling one while requests wait takes half a second.
     """
-    wanted = -(-PROGRAMS_WANTED // (num_seqs * num_kv_heads))
-    return int(min(MAX_SPLITS, triton.next_power_of_2(wanted)))
+    wanted = -(-tile.programs // (num_seqs * num_kv_heads))
+    return int(min(tile.most_splits, triton.next_power_of_2(wanted)))
 
 
-def paged_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
-    """q [S, N, D] of the decode sequences to [S, N, D]. A sequence of length 0 (padding) gives zeros."""
+def default_tile(group: int, row_bytes: int) -> DecodeTile:
+    """`row_bytes` of one key of one head: fewer keys at once where they are long, or shared memory is not enough."""
+    tile = ALONE if group == 1 else GROUPED
+    times_longer = triton.next_power_of_2(triton.cdiv(row_bytes, ROW_BYTES))
+    return tile._replace(keys=max(MIN_DOT_SIDE, tile.keys // times_longer))
+
+
+def paged_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: AttentionBatch,
+    out: Tensor | None = None,
+    *,
+    tile: DecodeTile | None = None,
+    counted: bool = True,
+) -> Tensor:
+    """q [S, N, D] of the decode sequences to [S, N, D], both dense. A sequence of length 0 (padding) gives zeros.
+
+    Not `counted`: a second kernel merges.
+    """
     num_seqs, num_heads, head_dim = q.shape
     block_size, num_kv_heads = k_cache.shape[1], k_cache.shape[2]
-    group, splits = num_heads // num_kv_heads, num_splits(num_seqs, num_kv_heads)
-    partial = torch.empty(num_seqs, num_heads, splits, head_dim, dtype=torch.float32, device=q.device)
-    lse = torch.empty(num_seqs, num_heads, splits, dtype=torch.float32, device=q.device)
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    dim = triton.next_power_of_2(head_dim)
-    _decode_split[(num_seqs, num_kv_heads, splits)](
-        q.contiguous(), k_cache, v_cache, batch.block_tables, batch.kv_lens_tensor, partial, lse,
-        head_dim**-0.5, batch.block_tables.stride(0),
-        HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM=dim, GROUP=group,
-        ROWS=1 if group == 1 else max(MIN_DOT_ROWS, triton.next_power_of_2(group)),
-        BLOCK_SIZE=block_size, KEYS=KEYS_AT_ONCE, SPLITS=splits, num_warps=4,
+    group = num_heads // num_kv_heads
+    tile = tile or default_tile(group, head_dim * q.element_size())
+    splits, dim = num_splits(num_seqs, num_kv_heads, tile), triton.next_power_of_2(head_dim)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    partial, sums, arrivals = _scratch(q, splits, num_kv_heads, batch, counted) if splits > 1 else (out, out, out)
+    merged, early = triton.next_power_of_2(group), can_start_early(q)
+    sizes = {
+        "HEADS": num_heads, "KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim, "DIM": dim, "MERGED": merged,
+        "KEYS": tile.keys, "SPLITS": splits, "AT_ONCE": max(1, min(splits, MERGED_AT_ONCE // (merged * dim))),
+        "EARLY": early, "launch_pdl": early, "num_warps": tile.warps,
+    }  # fmt: skip
+    _paged_decode[(num_kv_heads, splits, num_seqs)](
+        q.contiguous(), k_cache, v_cache, out, batch.block_tables, batch.kv_lens_tensor, partial, sums, arrivals,
+        head_dim**-0.5 * LOG2_E, batch.block_tables.stride(0), **sizes,
+        ROWS=1 if group == 1 else max(MIN_DOT_SIDE, merged), BLOCK_SIZE=block_size, STAGES=tile.stages,
+        COUNTED=counted,
     )  # fmt: skip
-    _merge_splits[(num_seqs * num_heads,)](
-        partial, lse, out, HEAD_DIM=head_dim, DIM=dim, SPLITS=splits, PADDED=triton.next_power_of_2(splits), num_warps=2
-    )
+    if splits > 1 and not counted:
+        _merge_splits[(num_kv_heads, num_seqs)](partial, sums, out, batch.kv_lens_tensor, **sizes)
     return out
+
+
+def _scratch(
+    q: Tensor, splits: int, num_kv_heads: int, batch: AttentionBatch, counted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where splits leave their results and their sums, and where they are counted."""
+    num_seqs, num_heads, head_dim = q.shape
+    partial = torch.empty(num_seqs, num_heads, splits, head_dim, dtype=torch.float32, device=q.device)
+    sums = torch.empty(num_seqs, num_heads, splits, dtype=torch.float32, device=q.device)
+    arrivals = batch.arrivals if counted else sums
+    if arrivals is None:
+        arrivals = torch.zeros(num_seqs * num_kv_heads, dtype=torch.int32, device=q.device)
+    assert arrivals.numel() >= num_seqs * num_kv_heads
+    return partial, sums, arrivals

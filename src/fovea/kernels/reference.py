@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fovea.kernels.batch import AttentionBatch
 
@@ -19,10 +19,43 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
+def add_layer_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """x + y (or x alone) and its LayerNorm. A kernel may write the sum over x."""
+    summed = x if y is None else x + y
+    return summed, norm(summed)
+
+
+def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
+    """residual + linear(x). A kernel may write it over the residual."""
+    product: Tensor = linear(x)
+    return residual + product
+
+
+def logits(x: Tensor, head: nn.Module | Tensor) -> Tensor:
+    """x [T, hidden] times a head, or an embedding table [V, hidden]: float32 values as precise as x's type."""
+    product: Tensor = F.linear(x, head) if isinstance(head, Tensor) else head(x)
+    return product.float()
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for rows that hold gate and up side by side: [T, 2 * F] to [T, F]."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def rotary(
+    positions: Tensor, regimes: Tensor, inv_freq: Tensor, scales: Tensor, sections: tuple[int, ...] | None
+) -> tuple[Tensor, Tensor]:
+    """Cos and sin of tokens [T, D / 2] in float32, times their regime's scale.
+
+    positions [rows, T], regimes [T], inv_freq [regimes, D / 2]; `sections`: how many frequencies use each row.
+    """
+    angles = positions.float()[:, :, None] * inv_freq[regimes]  # [rows, T, D / 2]
+    if sections is not None:
+        chunks = angles.split(sections, dim=-1)
+        angles = torch.cat([chunk[row] for row, chunk in enumerate(chunks)], dim=-1)[None]
+    scale = scales[regimes][:, None]
+    return angles[0].cos() * scale, angles[0].sin() * scale
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

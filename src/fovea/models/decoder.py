@@ -40,7 +40,7 @@ class Embedding(nn.Module):
 class DecoderLayer(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.num_heads, self.head_dim = spec.num_heads, spec.head_dim
+        self.num_heads = spec.num_heads
         heads = spec.num_heads + 2 * spec.num_kv_heads
         self.attention_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.qkv = nn.Linear(spec.hidden_size, heads * spec.head_dim, bias=spec.qkv_bias)
@@ -49,14 +49,11 @@ class DecoderLayer(nn.Module):
         self.gate_up = nn.Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=False)
         self.down = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:  # [T, hidden]
-        x = x + self.out(self.attend(self.attention_norm(x), pages, batch))
-        return x + self.down(ops.silu_mul(self.gate_up(self.mlp_norm(x))))
-
-    def attend(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:
-        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
-        q = ops.rotate_and_store(heads, self.num_heads, *pages, batch)
-        return ops.paged_attention(q, *pages, batch).flatten(1)
+    def forward(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:  # [T, hidden], may overwrite x
+        q = ops.norm_qkv(x, self.attention_norm, self.qkv, self.num_heads, *pages, batch)
+        x = ops.linear_add(ops.paged_attention(q, *pages, batch).flatten(1), self.out, x)
+        hidden = ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
+        return ops.linear_add(hidden, self.down, x)
 
 
 class Decoder(nn.Module):
@@ -70,15 +67,14 @@ class Decoder(nn.Module):
             self.head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
     def forward(self, x: Tensor, pages: list[KVPages], batch: AttentionBatch) -> Tensor:
-        """Embeddings [T, hidden] to final hidden states [T, hidden]; writes the pages."""
+        """Embeddings [T, hidden], which may be overwritten, to final hidden states [T, hidden]; writes the pages."""
         for layer, layer_pages in zip(self.layers, pages, strict=True):
             x = layer(x, layer_pages, batch)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] to [rows, vocabulary] in float32."""
-        logits: Tensor = F.linear(hidden, self.embed.weight) if self.spec.tied_head else self.head(hidden)
-        return logits.float()
+        return ops.logits(hidden, self.embed.weight if self.spec.tied_head else self.head)
 
 
 class Rope:
@@ -92,13 +88,8 @@ class Rope:
             factors = torch.tensor(regime.factors) if regime.factors else torch.ones(head_dim // 2)
             tables.append(1.0 / (factors * regime.theta**exponents))
         self._inv_freq = torch.stack(tables).to(device)  # [regimes, D / 2]
-        self._scale = torch.tensor([r.scale for r in spec.regimes], device=device)  # [regimes]
+        self._scales = torch.tensor([r.scale for r in spec.regimes], device=device)  # [regimes]
 
     def __call__(self, positions: Tensor, regimes: Tensor) -> tuple[Tensor, Tensor]:
         """positions [rows, T] and regimes [T] to cos and sin [T, D / 2] in float32."""
-        angles = positions.float()[:, :, None] * self._inv_freq[regimes]  # [rows, T, D / 2]
-        if self._sections is not None:
-            chunks = angles.split(self._sections, dim=-1)
-            angles = torch.cat([chunk[row] for row, chunk in enumerate(chunks)], dim=-1)[None]
-        scale = self._scale[regimes][:, None]
-        return angles[0].cos() * scale, angles[0].sin() * scale
+        return ops.rotary(positions, regimes, self._inv_freq, self._scales, self._sections)

@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fovea import kernels as ops
 from fovea.families.spec import ModelSpec, ProjectorSpec
 from fovea.models.vision import VisionTower
+
+KNOWN_GRIDS = 32  # sizes whose patches' places are kept: half a megabyte each at the very most
 
 
 class Projector(nn.Module):
@@ -47,43 +50,58 @@ class ImageEncoder(nn.Module):
         self.spec = spec
         self.tower = VisionTower(spec.tower)
         self.projector = Projector(spec.projector, spec.tower.width)
+        self._levels: tuple[Tensor, Tensor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         return self.tower.dtype
 
-    def normalise(self, canvas: Tensor) -> Tensor:
-        """uint8 [height, width, 3] to float32 [3, height, width]: (x / 255 - mean) / std."""
-        mean, std = (torch.tensor(v, device=canvas.device) for v in (self.spec.image_mean, self.spec.image_std))
-        return ((canvas.float() / 255 - mean) / std).permute(2, 0, 1)
+    def levels(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What each value of a channel becomes, (x / 255 - mean) / std: [3, 256] in float32 and in the model's type.
 
-    def tile_features(self, tiles: Tensor) -> Tensor:
-        """Normalised tiles [tiles, 3, side, side] to [tiles, patches, width]."""
-        px = self.spec.tower.patch_px
-        patches = tiles.unfold(2, px, px).unfold(3, px, px)  # [tiles, 3, rows, columns, px, px]
-        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-        return self.tower.tiles(patches.to(self.dtype))
+        A table, made once, because it has the same bits on every device; a GPU divides by multiplying.
+        """
+        if self._levels is None:
+            values = torch.arange(256, dtype=torch.float32, device="cpu") / 255
+            mean, std = (torch.tensor(v, device="cpu")[:, None] for v in (self.spec.image_mean, self.spec.image_std))
+            exact = ((values - mean) / std).to(device)
+            self._levels = exact, exact.to(self.dtype)
+        return self._levels
+
+    def cut(self, canvases: Sequence[Tensor], side: int) -> Tensor:
+        """Normalised patches of all canvases in the model's type [P, values], in blocks of `side` by `side`."""
+        tower, (_, levels) = self.spec.tower, self.levels(canvases[0].device)
+        return ops.cut_patches(canvases, levels, tower.patch_px, side, tower.temporal_patch)
+
+    def tile_patches(self, canvases: Sequence[Tensor]) -> Tensor:
+        """Canvases made of square tiles to [tiles, patches, values], each canvas's tiles in reading order."""
+        side = self.spec.tile_px // self.spec.tower.patch_px
+        return self.cut(canvases, side).unflatten(0, (-1, side**2))
 
 
 class FixedEncoder(ImageEncoder):
     def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
-        tiles = torch.stack([self.normalise(canvas) for canvas in canvases])
-        return list(self.projector(self.tile_features(tiles)))
+        return list(self.projector(self.tower.tiles(self.tile_patches(canvases))))
 
 
 class HDCropsEncoder(ImageEncoder):
     def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
-        tiles = torch.cat([self._views(self.normalise(canvas)) for canvas in canvases])
-        features = self.tile_features(tiles).split([1 + rows * columns for _, rows, columns in grids])
-        rows = [self._arrange(views, *grid[1:]) for views, grid in zip(features, grids, strict=True)]
+        views = torch.cat([self._views(canvas) for canvas in canvases])
+        features = self.tower.tiles(views).split([1 + rows * columns for _, rows, columns in grids])
+        rows = [self._arrange(tiles, *grid[1:]) for tiles, grid in zip(features, grids, strict=True)]
         return list(self.projector(torch.cat(rows)).split([len(r) for r in rows]))
 
-    def _views(self, picture: Tensor) -> Tensor:
-        """A normalised picture [3, height, width] to its global view and tiles in rows [1 + tiles, 3, side, side]."""
-        px = self.spec.tile_px
-        view = F.interpolate(picture[None], size=(px, px), mode="bicubic", align_corners=False)
-        tiles = picture.unfold(1, px, px).unfold(2, px, px).permute(1, 2, 0, 3, 4).flatten(0, 1)
-        return torch.cat((view, tiles))
+    def _views(self, canvas: Tensor) -> Tensor:
+        """Patches of the global view and of the tiles in rows [1 + tiles, patches, values]."""
+        return torch.cat((self._global_view(canvas), self.tile_patches([canvas])))
+
+    def _global_view(self, canvas: Tensor) -> Tensor:
+        """The whole picture as one tile, scaled in float32 after it is normalised: patches [1, patches, values]."""
+        (levels, _), tile, px = self.levels(canvas.device), self.spec.tile_px, self.spec.tower.patch_px
+        picture = torch.stack([levels[c].take(canvas[:, :, c].long()) for c in range(3)])
+        view = F.interpolate(picture[None], size=(tile, tile), mode="bicubic", align_corners=False)
+        patches = view.unfold(2, px, px).unfold(3, px, px)  # [1, 3, rows, columns, px, px]
+        return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2).to(self.dtype)
 
     def _arrange(self, views: Tensor, rows: int, columns: int) -> Tensor:
         """Tile lines, view separator, global lines; a separator ends every line ("sub_glb")."""
@@ -106,32 +124,36 @@ class HDCropsEncoder(ImageEncoder):
 
 
 class MergedGridEncoder(ImageEncoder):
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._known_places: dict[tuple[int, int], Tensor] = {}
+
     def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
         merge = self.spec.projector.merge
-        patches = torch.cat([self._patches(self.normalise(canvas)) for canvas in canvases])
+        patches = self.cut(canvases, merge)
         places = torch.cat([self._places(*grid[1:], device=patches.device).repeat(grid[0], 1) for grid in grids])
         lengths = [rows * columns for frames, rows, columns in grids for _ in range(frames)]
-        x = self.tower.packed(patches.to(self.dtype), lengths, places)
+        x = self.tower.packed(patches, lengths, places)
         merged = self.projector(self.projector.norm(x).unflatten(0, (-1, merge**2)).flatten(1))
         return list(merged.split([t * h * w // merge**2 for t, h, w in grids]))
 
-    def _patches(self, picture: Tensor) -> Tensor:
-        """[3, height, width] to [P, 3 * time * px * px], patches in merge blocks, a still repeated in time."""
-        tower, merge = self.spec.tower, self.spec.projector.merge
-        px = tower.patch_px
-        blocks = picture.unfold(1, merge * px, merge * px).unfold(2, merge * px, merge * px)  # [3, R, C, m*px, m*px]
-        cells = blocks.unflatten(4, (merge, px)).unflatten(3, (merge, px))  # [3, R, C, m, px, m, px]
-        cells = cells.permute(1, 2, 3, 5, 0, 4, 6).flatten(0, 3)  # [P, 3, px, px]
-        return cells[:, :, None].expand(-1, -1, tower.temporal_patch, -1, -1).flatten(1)
-
     def _places(self, rows: int, columns: int, device: torch.device) -> Tensor:
-        """(row, column) of each patch in merge-block order [rows * columns, 2]."""
+        """(row, column) of each patch in merge-block order [rows * columns, 2]; kept for the latest sizes."""
+        places = self._known_places.pop((rows, columns), None)
+        if places is None:
+            places = self._make_places(rows, columns, device)
+        self._known_places[rows, columns] = places
+        if len(self._known_places) > KNOWN_GRIDS:
+            del self._known_places[next(iter(self._known_places))]
+        return places
+
+    def _make_places(self, rows: int, columns: int, device: torch.device) -> Tensor:
         merge = self.spec.projector.merge
         places = torch.stack(
             torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"), -1
         )
         blocks = places.unflatten(1, (-1, merge)).unflatten(0, (-1, merge)).transpose(1, 2)  # [R, C, m, m, 2]
-        return blocks.flatten(0, 3)
+        return blocks.flatten(0, 3).int()
 
 
 ENCODERS: dict[str, type[ImageEncoder]] = {

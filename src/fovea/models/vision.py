@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fovea import kernels as ops
 from fovea.families.spec import Activation, TowerSpec
+from fovea.kernels.batch import Segments
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
@@ -31,13 +32,18 @@ class VisionBlock(nn.Module):
         self.up = nn.Linear(spec.width, spec.mlp_width)
         self.down = nn.Linear(spec.mlp_width, spec.width)
 
-    def forward(self, x: Tensor, lengths: list[int], rope: tuple[Tensor, Tensor] | None) -> Tensor:  # [P, width]
-        heads = self.qkv(self.norm1(x)).view(x.shape[0], -1, self.head_dim)
+    def forward(
+        self, x: Tensor, branch: Tensor | None, segments: Segments, rope: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream [P, width] and what is still to be added to it, before and after the block."""
+        x, normed = ops.add_layer_norm(x, branch, self.norm1)
+        heads = self.qkv(normed).view(x.shape[0], -1, self.head_dim)
         if rope is not None:
             heads = ops.rotate_qk(heads, *rope)
         q, k, v = heads.chunk(3, dim=1)
-        x = x + self.out(ops.segment_attention(q, k, v, lengths).flatten(1))
-        return x + self.down(activate(self.up(self.norm2(x)), self.activation))
+        attended = self.out(ops.segment_attention(q, k, v, segments).flatten(1))
+        x, normed = ops.add_layer_norm(x, attended, self.norm2)
+        return x, self.down(activate(self.up(normed), self.activation))
 
 
 class VisionTower(nn.Module):
@@ -74,11 +80,13 @@ class VisionTower(nn.Module):
         return self._run(self.patch(patches), lengths, self._rope(places))
 
     def _run(self, x: Tensor, lengths: list[int], rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        segments = Segments.of(lengths, x.device)
         if self.spec.pre_norm:
-            x = self.pre_norm(x)
+            _, x = ops.add_layer_norm(x, None, self.pre_norm)
+        branch = None
         for block in self.blocks:
-            x = block(x, lengths, rope)
-        return x
+            x, branch = block(x, branch, segments, rope)
+        return x if branch is None else x + branch
 
     def _rope(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """A quarter of the head's values turns with the row, the next with the column (Qwen2-VL's published code)."""

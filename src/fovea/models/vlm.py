@@ -11,6 +11,7 @@ from fovea.core.types import MediaItem
 from fovea.families.spec import ModelSpec
 from fovea.models.decoder import Decoder, Rope
 from fovea.models.encoders import ENCODERS
+from fovea.models.pixels import make_canvases
 
 
 class VLM(nn.Module):
@@ -34,11 +35,11 @@ class VLM(nn.Module):
         return Rope(self.spec.decoder.rope, self.spec.decoder.head_dim, self.device)
 
     def encode(self, items: Sequence[MediaItem]) -> list[Tensor]:
-        """Rows [num_tokens, hidden] for each picture, all pictures in one pass of the tower."""
-        canvases = []
-        for item in items:
-            assert item.canvas is not None, "only pictures with pixels are encoded"
-            canvases.append(torch.tensor(item.canvas, device=self.device))
+        """Rows [num_tokens, hidden] for each picture, all pictures in one pass of the tower.
+
+        The host waits for nothing on the device.
+        """
+        canvases = make_canvases(items, self.device)
         rows: list[Tensor] = self.encoder(canvases, [item.grid for item in items])
         for item, picture_rows in zip(items, rows, strict=True):
             assert len(picture_rows) == item.num_tokens, "planned and encoded token counts differ"

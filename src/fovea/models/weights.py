@@ -1,8 +1,12 @@
-"""Checkpoint to parameters: streamed, cast and placed tensor by tensor; nothing missing, nothing left over."""
+"""Checkpoint to parameters: streamed, cast and placed tensor by tensor; nothing missing, nothing left over.
+
+Tensors are mapped files: reading them from the disk happens when they are copied, in several threads at a time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -18,6 +22,7 @@ from fovea.models.vlm import VLM
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 DUMMY_SCALE = 0.02
+LOAD_THREADS = 8
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -37,19 +42,23 @@ def load_weights(model: VLM, folder: Path, weight_map: WeightMap, *, use_tqdm: b
     files = checkpoint_files(folder)
     parameters = dict(model.named_parameters())
     missing = set(weight_map.slots)
-    for name, tensor in tqdm(
-        _tensors(files), total=_count(files), desc="Loading weights", unit="tensor", disable=not use_tqdm, leave=False
-    ):
-        published = _published_name(name, weight_map)
-        if published.startswith(weight_map.ignored):
-            continue
-        slot = weight_map.slots.get(published)
-        if slot is None:
-            raise WeightsError(f"{folder} has a tensor that the model does not know: {name!r}.")
-        if published not in missing:
-            raise WeightsError(f"{folder} holds {published!r} twice.")
-        missing.discard(published)
-        _place(tensor, name, slot, parameters)
+    copies = []
+    with ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="fovea-weights") as pool:
+        for name, tensor in _tensors(files):
+            published = _published_name(name, weight_map)
+            if published.startswith(weight_map.ignored):
+                continue
+            slot = weight_map.slots.get(published)
+            if slot is None:
+                raise WeightsError(f"{folder} has a tensor that the model does not know: {name!r}.")
+            if published not in missing:
+                raise WeightsError(f"{folder} holds {published!r} twice.")
+            missing.discard(published)
+            target, source = _matched(tensor, name, slot, parameters)
+            copies.append(pool.submit(_copy, target, source))
+        done = tqdm(copies, desc="Loading weights", unit="tensor", disable=not use_tqdm, leave=False)
+        for copied in done:
+            copied.result()
     if missing:
         some = ", ".join(sorted(missing)[:3])
         raise WeightsError(f"{folder} lacks {len(missing)} of {len(weight_map.slots)} tensors: {some} ...")
@@ -91,17 +100,6 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
             raise WeightsError(f"{path} is not a readable safetensors file; it may be cut short.") from None
 
 
-def _count(files: list[Path]) -> int:
-    total = 0
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as checkpoint:
-                total += len(checkpoint.keys())
-        except (SafetensorError, OSError):
-            raise WeightsError(f"{path} is not a readable safetensors file; it may be cut short.") from None
-    return total
-
-
 def _published_name(name: str, weight_map: WeightMap) -> str:
     for other, published in weight_map.renames:
         if name.startswith(other):
@@ -109,7 +107,8 @@ def _published_name(name: str, weight_map: WeightMap) -> str:
     return name
 
 
-def _place(tensor: Tensor, name: str, slot: WeightSlot, parameters: dict[str, nn.Parameter]) -> None:
+def _matched(tensor: Tensor, name: str, slot: WeightSlot, parameters: dict[str, nn.Parameter]) -> tuple[Tensor, Tensor]:
+    """The place of a checkpoint's tensor in the model, and the tensor in that shape."""
     if tensor.dtype not in FLOAT_DTYPES:
         raise WeightsError(f"{name!r} is {tensor.dtype}; quantised checkpoints are not supported.")
     target = parameters[slot.parameter].data
@@ -119,7 +118,12 @@ def _place(tensor: Tensor, name: str, slot: WeightSlot, parameters: dict[str, nn
     same_rows = tensor.ndim < 2 or target.ndim < 2 or tensor.shape[0] == target.shape[0]
     if squeezed.shape != target.shape or not same_rows:
         raise WeightsError(f"{name!r} has shape {list(tensor.shape)}, the model needs {list(target.shape)}.")
-    target.copy_(squeezed)
+    return target, squeezed
+
+
+@torch.inference_mode()
+def _copy(target: Tensor, source: Tensor) -> None:
+    target.copy_(source)
 
 
 def _check_covered(weight_map: WeightMap, parameters: dict[str, nn.Parameter]) -> None:

@@ -182,10 +182,8 @@ class Collector:
             return ""
         if completion.detokenizer is not None:
             return completion.detokenizer.text
-        # The same way as while streaming: decoding all at once differs where tokens make up broken UTF-8.
         detokenizer = self._detokenizer()
-        for token_id in completion.token_ids:
-            detokenizer.push(token_id)
+        detokenizer.push_all(completion.token_ids)
         detokenizer.finish()
         return detokenizer.text
 

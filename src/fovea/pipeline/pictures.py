@@ -1,7 +1,8 @@
 """The pictures of one request: opened and judged from their headers, all of them, then decoded.
 
 Contract: `open` decodes nothing and refuses whatever is over a limit, of one picture or of all together; `make` decodes
-what `open` let through. Errors say which picture they are about. Nothing is kept between requests.
+what `open` let through, and resizes it unless that is left to the device. Errors say which picture they are about.
+Nothing is kept between requests.
 """
 
 from __future__ import annotations
@@ -9,27 +10,34 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fovea.core.config import EngineConfig
+from fovea.core.config import MIB, EngineConfig
 from fovea.core.errors import EmbeddingsError, MediaError, MediaSourceError
-from fovea.core.types import ImagePlan, MediaItem, MediaReport
+from fovea.core.types import ImagePlan, MediaItem, MediaReport, Picture
 from fovea.families.base import Family
 from fovea.media.decode import decode
 from fovea.media.digest import array_digest, media_key
 from fovea.media.fetch import FetchPolicy
 from fovea.media.load import Fetched, open_source
 from fovea.media.probe import MediaLimits, Probe, check_num_bytes, check_request, probe
-from fovea.media.source import BytesSource, MemorySource, UrlSource, parse_image, parse_url
+from fovea.media.source import BytesSource, MemorySource, PilSource, UrlSource, parse_image, parse_url
 from fovea.media.transform import apply_plan
 from fovea.prompt.forms import MediaInput
+
+# A picture goes to the device as it is unless it, or what it is resized to before a crop, is much larger than its
+# canvas: every byte travels and waits with its request.
+LEFT_ALWAYS_BYTES, LEFT_NEVER_BYTES = 4 * MIB, 60 * MIB
+LEFT_TIMES_CANVAS = 4
+RGB_BYTES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +68,45 @@ class _Job:
     plans: dict[ImagePlan, None] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Resized:
+    """A canvas, or the picture as it is if its plan is left to the device."""
+
+    canvas: NDArray[np.uint8] | None = None
+    pixels: NDArray[np.uint8] | None = None
+    seconds: float = 0.0
+
+
 @dataclass(slots=True)
 class _Done:
     digest: bytes
-    canvases: dict[ImagePlan, tuple[NDArray[np.uint8], float]]
+    resized: dict[ImagePlan, _Resized]
     decode_s: float
+
+
+class SharedDecodes:
+    """For requests that show the same picture: each of `shared` (identities of objects) is decoded once.
+
+    Whoever makes one keeps those objects, and does not change them, as long as it is used.
+    """
+
+    def __init__(self, shared: Collection[int]) -> None:
+        self._lock = threading.Lock()
+        self._decoded: dict[int, Future[Picture] | None] = dict.fromkeys(shared)
+
+    def decode(self, source: MemorySource) -> Picture:
+        identity = id(source.image if isinstance(source, PilSource) else getattr(source, "array", source))
+        if identity not in self._decoded:
+            return decode(source)
+        with self._lock:
+            known = self._decoded[identity]
+            future = self._decoded[identity] = known or Future()
+        if known is None:
+            try:
+                future.set_result(decode(source))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
 
 
 class Pictures:
@@ -96,14 +138,20 @@ class Pictures:
             opened.append(picture)
         return opened
 
-    def make(self, opened: Sequence[Opened], salt: str) -> list[tuple[MediaItem, MediaReport]]:
-        """Decode and resize. A key covers pixels, plan, family and its version, the client's id and the salt."""
+    def make(
+        self, opened: Sequence[Opened], salt: str, *, resize_on_device: bool, shared: SharedDecodes | None = None
+    ) -> list[tuple[MediaItem, MediaReport]]:
+        """Decode and resize. A key covers pixels, plan, family and its version, the client's id and the salt.
+
+        resize_on_device: leave the plans of pictures that are not too large for it to the engine's device.
+        shared: what other requests show too.
+        """
         jobs: dict[int, _Job] = {}
         for number, picture in enumerate(opened, 1):
             if picture.source is not None and picture.plan is not None:
                 job = jobs.setdefault(id(picture.source), _Job(number, picture.media, picture.source))
                 job.plans[picture.plan] = None
-        done = dict(zip(jobs, self._run(list(jobs.values()), len(opened)), strict=True))
+        done = dict(zip(jobs, self._run(list(jobs.values()), len(opened), resize_on_device, shared), strict=True))
         return [self._made(picture, done, salt) for picture in opened]
 
     def report(self, opened: Opened, decode_s: float = 0.0, resize_s: float = 0.0) -> MediaReport:
@@ -179,17 +227,25 @@ class Pictures:
             return item, self.report(opened)
         result = done[id(opened.source)]
         key = media_key(result.digest, *owner, repr(opened.plan))
-        canvas, resize_s = result.canvases[opened.plan]
-        item = MediaItem(key, opened.num_tokens, opened.plan.num_patches, opened.grid, canvas=canvas)
-        report = self.report(opened, result.decode_s, resize_s)
+        resized = result.resized[opened.plan]
+        item = MediaItem(
+            key,
+            opened.num_tokens,
+            opened.plan.num_patches,
+            opened.grid,
+            canvas=resized.canvas,
+            pixels=resized.pixels,
+            plan=None if resized.pixels is None else opened.plan,
+        )
+        report = self.report(opened, result.decode_s, resized.seconds)
         # Whoever comes first paid for it.
-        result.decode_s, result.canvases[opened.plan] = 0.0, (canvas, 0.0)
+        result.decode_s, result.resized[opened.plan] = 0.0, replace(resized, seconds=0.0)
         return item, report
 
-    def _run(self, jobs: list[_Job], total: int) -> list[_Done]:
+    def _run(self, jobs: list[_Job], total: int, resize_on_device: bool, shared: SharedDecodes | None) -> list[_Done]:
         if self._num_threads == 1 or len(jobs) < 2:
-            return [_decode(job, total) for job in jobs]
-        return list(self._threads().map(_decode, jobs, [total] * len(jobs)))
+            return [_decode(job, total, resize_on_device, shared) for job in jobs]
+        return list(self._threads().map(_decode, jobs, repeat(total), repeat(resize_on_device), repeat(shared)))
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -199,17 +255,31 @@ class Pictures:
             return self._pool
 
 
-def _decode(job: _Job, total: int) -> _Done:
+def fits_device(plan: ImagePlan, width_px: int, height_px: int) -> bool:
+    """Whether a picture of this size may go to the device as it is."""
+    if plan.transpose:
+        width_px, height_px = height_px, width_px
+    new_width_px, new_height_px = plan.resize_width_px, plan.resize_height_px
+    between = max(new_width_px * height_px, width_px * new_height_px)  # the passes come in either order
+    largest = RGB_BYTES * max(width_px * height_px, between, new_width_px * new_height_px)
+    canvas = RGB_BYTES * plan.canvas_width_px * plan.canvas_height_px
+    return largest <= min(LEFT_NEVER_BYTES, max(LEFT_ALWAYS_BYTES, LEFT_TIMES_CANVAS * canvas))
+
+
+def _decode(job: _Job, total: int, resize_on_device: bool, shared: SharedDecodes | None) -> _Done:
     with _named(job.media, job.number, total):
         started = time.perf_counter()
-        picture = decode(job.source)
+        picture = decode(job.source) if shared is None else shared.decode(job.source)
         decode_s = time.perf_counter() - started
-        canvases = {}
+        resized = {}
         for plan in job.plans:
+            if resize_on_device and fits_device(plan, picture.width_px, picture.height_px):
+                resized[plan] = _Resized(pixels=picture.pixels)
+                continue
             started = time.perf_counter()
             canvas = apply_plan(picture, plan)
-            canvases[plan] = (canvas, time.perf_counter() - started)
-    return _Done(picture.digest, canvases, decode_s)
+            resized[plan] = _Resized(canvas, seconds=time.perf_counter() - started)
+    return _Done(picture.digest, resized, decode_s)
 
 
 def _given(source: UrlSource, fetched: Mapping[str, Fetched], limits: MediaLimits) -> tuple[MemorySource, float]:

@@ -25,7 +25,7 @@ from fovea.core.server_config import ServerConfig
 from fovea.core.types import EngineRequest, MediaReport, MediaSpan
 from fovea.families.base import Family
 from fovea.media.load import Fetched
-from fovea.pipeline.pictures import Pictures
+from fovea.pipeline.pictures import Pictures, SharedDecodes
 from fovea.prompt.build import SlottedPrompt, expand, placeholder_token, tokenize
 from fovea.prompt.forms import PromptForm
 from fovea.prompt.template import ChatTemplate
@@ -63,6 +63,7 @@ class Preparer:
     """Everything between a user's prompt and the engine. Immutable; used by many threads.
 
     num_threads: how many pictures of one request are decoded at a time.
+    resize_on_device: the engine resizes pictures itself; what is too large to be sent there is resized here even so.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Preparer:
         max_model_len: int,
         *,
         num_threads: int = 1,
+        resize_on_device: bool = False,
     ) -> None:
         self.family = family
         self.tokenizer = Tokenizer.load(tokenizer_folder)
@@ -85,15 +87,17 @@ class Preparer:
         )
         self._config = config
         self._max_model_len = max_model_len
+        self._resize_on_device = resize_on_device
         self._options = family.check_options(config.mm_processor_kwargs)
         self._pictures = Pictures(config, family, num_threads)
         self._end_ids = family.stop_tokens() | self._end_ids_by_text()
         placeholder_token(family, self.tokenizer)
 
-    def with_max_model_len(self, max_model_len: int) -> Preparer:
-        """The same with another length, sharing all that takes long to load."""
+    def for_engine(self, max_model_len: int, *, resize_on_device: bool = False) -> Preparer:
+        """The same for what an engine turned out to be, sharing all that takes long to load."""
         other = copy.copy(self)
         other._max_model_len = max_model_len
+        other._resize_on_device = resize_on_device
         return other
 
     def prepare(
@@ -104,10 +108,12 @@ class Preparer:
         arrived: float,
         *,
         fetched: Mapping[str, Fetched] | None = None,
+        shared: SharedDecodes | None = None,
     ) -> Prepared:
         """Raises RequestError.
 
         fetched: what the web addresses among the pictures gave. If it is given, nothing is dialled here.
+        shared: see Pictures.make.
         """
         self._check_params(params)
         started = time.perf_counter()
@@ -118,7 +124,7 @@ class Preparer:
         token_ids, spans = expand(slotted, [picture.num_tokens for picture in opened])
         self._check_length(len(token_ids))
         self._check_room(params, len(token_ids))
-        made = self._pictures.make(opened, form.salt)
+        made = self._pictures.make(opened, form.salt, resize_on_device=self._resize_on_device, shared=shared)
         media_s = time.perf_counter() - tokenised
         items = tuple(item for item, _ in made)
         positions, delta = self.family.positions(len(token_ids), spans, [item.grid for item in items])

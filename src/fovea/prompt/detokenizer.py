@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from fovea.prompt.tokenizer import Tokenizer
 
 TAIL_TOKENS = 8
+TOKENS_AT_ONCE = 64
 MAX_PENDING_TOKENS = 16  # a character has at most 4 bytes; so many tokens without a whole one are garbage
 _REPLACEMENT = "\ufffd"
 _MAX_BROKEN_CHARS = 3  # an unfinished character is decoded to so many replacement characters at most
@@ -68,6 +69,26 @@ class Detokenizer:
             return ""
         self._window.append(token_id)
         return self._give(self._scan(self._decode_new(), check_stop))
+
+    def push_all(self, token_ids: Sequence[int]) -> None:
+        """`push` for each of them, when nobody asks for the text in between: many tokens for two decodes.
+
+        Where the text has no broken characters, how it was cut into tokens made no difference; in a byte-level
+        vocabulary not even where it has, unless the last is not finished.
+        """
+        assert not self._matchers, "stop strings are looked for token by token"
+        visible = [token_id for token_id in token_ids if self._is_visible(token_id)]
+        for start in range(0, len(visible), TOKENS_AT_ONCE):
+            part = visible[start : start + TOKENS_AT_ONCE]
+            new = self._decode([*self._window, *part])[self._num_chars :]
+            is_cut = new.endswith(_REPLACEMENT) if self._tokenizer.is_byte_level else _REPLACEMENT in new
+            if not new or is_cut:
+                for token_id in part:
+                    self.push(token_id)
+            else:
+                self._window, self._num_settled = part, len(part)
+                self._num_chars = len(self._decode(part))
+                self._give(self._scan(new, check_stop=False))
 
     def finish(self) -> str:
         """The rest: unfinished characters and text held back for a stop string that did not come."""

@@ -63,6 +63,8 @@ class Tokenizer:
         self._restarts = self._segments_restart()
         self._floor = TokenFloor(definition, self._special)
         self._texts: dict[int, str] = {}
+        # Whether the text of ids is that of their bytes, whatever stands beside them.
+        self.is_byte_level = isinstance(self._special.decoder, tokenizers.decoders.ByteLevel)
 
     @classmethod
     def load(cls, folder: Path, *, extra_special: Iterable[str] = ()) -> Tokenizer:

@@ -27,6 +27,7 @@ class Seat:
         self._admission = admission
         self.num_bytes = num_body_bytes
         self.num_tokens = 0
+        self.num_pixel_bytes = 0
         self.is_waiting = True
         self.is_released = False
 
@@ -35,13 +36,19 @@ class Seat:
         if not self.is_released:
             self._admission._add_bytes(self, num_bytes)
 
+    def add_pixel_bytes(self, num_bytes: int) -> None:
+        """Count the prepared pictures, which wait with the request; raises UnavailableError as for fetched bytes."""
+        if not self.is_released and self.is_waiting:
+            self._admission._add_bytes(self, num_bytes)
+            self.num_pixel_bytes += num_bytes
+
     def add_tokens(self, num_tokens: int) -> None:
         """Count prompt tokens; raises UnavailableError if too many are waiting."""
         if not self.is_released:
             self._admission._add_tokens(self, num_tokens)
 
     def started(self) -> None:
-        """It runs now: its tokens wait no longer."""
+        """It runs now: its tokens and its pixels wait no longer."""
         if not self.is_released:
             self._admission._start(self)
 
@@ -154,6 +161,8 @@ class Admission:
             seat.is_waiting = False
             self.num_waiting -= 1
             self.num_waiting_tokens -= seat.num_tokens
+            self.num_bytes -= seat.num_pixel_bytes
+            seat.num_bytes -= seat.num_pixel_bytes
 
     def _release(self, seat: Seat) -> None:
         self._start(seat)

@@ -72,6 +72,10 @@ ENGINE_COUNTERS: Mapping[str, Sequence[tuple[str, str]]] = {
     "num_numerical_errors": (("fovea:numerical_errors", "Requests whose numbers were not finite."),),
     "num_idle_repairs": (("fovea:idle_repairs", "Times an idle engine still owned something: a bug of ours."),),
     "num_graph_steps": (("fovea:graph_steps", "Decoding steps replayed from a CUDA graph."),),
+    "num_overlapped_steps": (
+        ("fovea:overlapped_steps", "Steps that were launched before the one before them was settled."),
+    ),
+    "num_late_kernels": (("fovea:late_kernels", "GPU kernels that were compiled while requests waited."),),
     "num_eager_decodes": (("fovea:eager_decode_steps", "Decoding steps that no CUDA graph fitted."),),
     "encoder_cache_hits": (
         ("fovea:encoder_cache_hits", "Pictures whose embedding was cached."),

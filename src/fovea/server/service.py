@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from fovea.core.errors import DeadlineError, MediaError, MediaLimitError, PromptError
 from fovea.core.server_config import ServerConfig
 from fovea.core.types import Delta, EngineTimings, MediaReport, MediaSpan, RequestOutput
-from fovea.ipc.blob import write_blob
+from fovea.ipc.blob import blob_bytes, write_blob
 from fovea.ipc.messages import Counts, Done, FetchedWire, Task, ids_from_wire, params_to_wire, request_from_wire
 from fovea.ipc.prepare_pool import PreparePool
 from fovea.ipc.supervisor import Flight, Supervisor
@@ -60,6 +60,10 @@ class Service:
     @property
     def max_model_len(self) -> int:
         return self._engine.facts.max_model_len if self._engine.facts is not None else 0
+
+    @property
+    def _resizes_on_device(self) -> bool:
+        return self._engine.facts is not None and self.config.resizes_on(self._engine.facts.device)
 
     @property
     def status(self) -> ServiceStatus:
@@ -120,6 +124,7 @@ class Service:
             assert isinstance(message, Done), "what was asked for"
             flight = Flight(task.request_id, message.request, blob)  # owns the blob from here on
             try:
+                seat.add_pixel_bytes(blob_bytes(blob))
                 request = request_from_wire(message.request, None)
                 seat.add_tokens(len(request.token_ids))
                 reports = _reports(message.reports)
@@ -217,6 +222,7 @@ class Service:
             add_special_tokens=ask.add_special_tokens,
             fetched=places,
             count=count,
+            resize_on_device=self._resizes_on_device,
         )
 
     def _stop(self, request_id: str, index: int) -> EngineTimings | None:

@@ -1,0 +1,1 @@
+"""Microbenchmarks of every kernel: `python -m benchmarks.kernels`."""

@@ -1,0 +1,32 @@
+"""Whether a request could ever run here, judged before it is queued."""
+
+from __future__ import annotations
+
+from fovea.core.errors import MediaLimitError, PromptError, PromptTooLongError
+from fovea.core.types import EngineRequest
+from fovea.engine.memory import MemoryPlan
+from fovea.engine.scheduler import Scheduler
+
+
+def check_request(request: EngineRequest, plan: MemoryPlan, vocab_size: int, scheduler: Scheduler) -> None:
+    """Raises RequestError saying which limit and which value."""
+    if not 0 <= min(request.token_ids) <= max(request.token_ids) < vocab_size:
+        raise PromptError(f"The prompt has a token id outside the vocabulary of {vocab_size}.")
+    if len(request.token_ids) >= plan.max_model_len:
+        raise PromptTooLongError(
+            f"The prompt has {len(request.token_ids)} tokens; max_model_len is {plan.max_model_len}, answer "
+            "included. Shorten it, lower the pictures' pixels, or raise max_model_len."
+        )
+    capacity_bytes = scheduler.encoder_cache.capacity_bytes
+    for i, item in enumerate(request.media):
+        needed_bytes = item.num_tokens * scheduler.budgets.embedding_bytes
+        if item.embeds is None and needed_bytes > capacity_bytes:
+            raise MediaLimitError(
+                f"Picture {i + 1} makes {needed_bytes} bytes of embeddings; encoder_cache_bytes is "
+                f"{capacity_bytes}. Lower its pixels or raise encoder_cache_bytes."
+            )
+        if item.num_patches > plan.max_picture_patches:
+            raise MediaLimitError(
+                f"Picture {i + 1} has {item.num_patches} patches; memory is planned for "
+                f"{plan.max_picture_patches}. Lower its pixels or raise max_num_batched_patches."
+            )

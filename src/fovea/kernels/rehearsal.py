@@ -1,0 +1,46 @@
+"""Compiling all Triton kernels of a model before the first request, side by side instead of one when it is needed.
+
+Something is run once with every kernel left out, which tells which are wanted and how; then they are compiled in
+threads (most of it happens outside of the interpreter's lock). Compiled kernels are kept on disk by Triton.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import triton
+
+MOST_THREADS = 16
+
+
+def compile_kernels(rehearse: Callable[[], object]) -> int:
+    """Call `rehearse`, whose results mean nothing, and compile what it would have launched. Returns the number."""
+    wanted: dict[tuple[int, str], tuple[Any, str]] = {}
+
+    def note(*, key: str, fn: Any, compile: dict[str, Any], **_: object) -> bool:
+        kernel = fn.jit_function
+        wanted[id(kernel), key] = (kernel, compile["specialization_data"])
+        return True  # neither compile nor launch
+
+    before = triton.knobs.runtime.jit_cache_hook
+    triton.knobs.runtime.jit_cache_hook = note
+    try:
+        rehearse()
+    finally:
+        triton.knobs.runtime.jit_cache_hook = before
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+        for compiled in [pool.submit(kernel.preload, how) for kernel, how in wanted.values()]:
+            compiled.result()
+    return len(wanted)
+
+
+def on_compile(tell: Callable[[str], None]) -> None:
+    """From now on call `tell` with the name of every kernel that is compiled after all."""
+
+    def told(*, fn: Any, **_: object) -> None:
+        tell(fn.name)
+
+    triton.knobs.runtime.jit_post_compile_hook = told

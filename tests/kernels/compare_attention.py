@@ -1,0 +1,138 @@
+"""Every attention kernel against its plain twin over random shapes, odd ones too. Run as a program: prints "equal".
+
+Like compare_triton: in Triton's interpreter (TRITON_INTERPRET=1) or, on a machine with a card, compiled.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from fovea.kernels import reference
+from fovea.kernels.attention_tiles import Tile
+from fovea.kernels.batch import AttentionBatch, Segments, segment_tiles
+from fovea.kernels.packed_attention import segment_attention
+from fovea.kernels.paged_decode import ALONE, GROUPED, paged_decode
+from fovea.kernels.paged_prefill import paged_prefill
+
+ON_CARD = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_CARD else "cpu")
+TOWER_HEADS = ((2, 80), (1, 64), (2, 72), (1, 96), (1, 128), (3, 16), (2, 40))  # heads, head size
+HEADS = ((4, 4, 96), (12, 2, 128), (2, 2, 64), (6, 2, 80), (7, 1, 128), (2, 1, 16), (1, 1, 256))  # N, G, D
+BLOCK_SIZES = (1, 4, 16, 64)
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+INT_TYPES = (torch.int32, torch.int64)
+TILE = None if ON_CARD else Tile(queries=64, keys=32, warps=4, stages=2)  # fewer, larger steps for the interpreter
+
+
+def main() -> None:
+    rng = random.Random(0)
+    for dtype in TOLERANCE if ON_CARD else (torch.float32,):
+        for heads, dim in TOWER_HEADS:
+            count = rng.randint(1, 4 if ON_CARD else 2)
+            lengths = [rng.choice((1, 31, 32, 33, 127, 128, 129, rng.randint(1, 150))) for _ in range(count)]
+            compare_segments(heads, dim, lengths, dtype, padded=False)
+            compare_segments(heads, dim, lengths[:1], dtype, padded=True)
+        for heads, kv_heads, dim in HEADS:
+            for _ in range(3 if ON_CARD else 1):
+                batch = Pages(rng, kv_heads, dim, dtype)
+                compare_paged(batch, heads)
+    print("equal")  # noqa: T201
+
+
+def close(ours: Tensor, twin: Tensor) -> None:
+    torch.testing.assert_close(ours, twin, atol=TOLERANCE[ours.dtype], rtol=TOLERANCE[ours.dtype])
+
+
+def noise(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape).to(DEVICE, dtype)
+
+
+def compare_segments(heads: int, dim: int, lengths: list[int], dtype: torch.dtype, *, padded: bool) -> None:
+    """Queries, keys and values are views of one tensor; a row that is not a number stays in its segment."""
+    qkv = noise(sum(lengths), 3 * heads, dim, dtype=dtype)
+    segments = Segments(lengths, torch.from_numpy(segment_tiles(lengths)).to(DEVICE))
+    q, k, v = qkv.chunk(3, dim=1)
+    close(segment_attention(q, k, v, segments, tile=TILE, padded=padded), reference.segment_attention(q, k, v, lengths))
+    if len(lengths) > 1:
+        v[lengths[0]] = float("nan")
+        out = segment_attention(q, k, v, segments, tile=TILE)
+        assert bool(out[: lengths[0]].isfinite().all())
+        assert bool(out[lengths[0] : lengths[0] + lengths[1]].isnan().all())
+
+
+class Pages:
+    """Random sequences, those of one new token first; what is not theirs is not a number."""
+
+    def __init__(self, rng: random.Random, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+        most = 300 if ON_CARD else 60
+        block = rng.choice(BLOCK_SIZES)
+        lengths = [rng.choice((1, 15, 16, 17, 63, 64, 65, rng.randint(1, most))) for _ in range(rng.randint(0, 3))]
+        self.num_decode = len(lengths)
+        query_lens = [1] * len(lengths)
+        for _ in range(rng.randint(1, 3)):
+            query_lens.append(rng.choice((2, 3, 21, 22, rng.randint(2, most // 2))))
+            lengths.append(query_lens[-1] + rng.choice((0, 0, 1, 16, 64, rng.randint(0, most))))
+        counts = [-(-length // block) for length in lengths]
+        places = iter(torch.randperm(sum(counts) + 1).tolist())
+        tables = torch.zeros(len(lengths), max(counts), dtype=rng.choice(INT_TYPES))
+        self.k, self.v = (noise(sum(counts) + 1, block, kv_heads, dim, dtype=dtype) for _ in range(2))
+        for table, count, length in zip(tables, counts, lengths, strict=True):
+            table[:count] = torch.tensor([next(places) for _ in range(count)])
+            for cache in (self.k, self.v):
+                cache[table[count - 1], (length - 1) % block + 1 :] = float("nan")
+        nobodys = next(places)
+        self.k[nobodys], self.v[nobodys] = float("nan"), float("nan")
+        starts = torch.tensor([0, *query_lens], dtype=rng.choice(INT_TYPES)).cumsum(0, dtype=rng.choice(INT_TYPES))
+        nothing = torch.empty(0)
+        kv_lens = torch.tensor(lengths, dtype=rng.choice(INT_TYPES)).to(DEVICE)
+        self.arrivals = torch.zeros(self.num_decode * kv_heads, dtype=torch.int32, device=DEVICE)
+        self.batch = AttentionBatch(
+            self.num_decode, query_lens, lengths, nothing, tables.to(DEVICE), kv_lens, None, nothing, nothing,
+            rng.choice((None, starts.to(DEVICE))), rng.choice((None, self.arrivals)),
+        )  # fmt: skip
+
+
+def twin(q: Tensor, pages: Pages) -> Tensor:
+    """Each sequence by itself: the twin multiplies masked values by 0, so they must be numbers."""
+    batch, k, v, parts, start = pages.batch, pages.k.nan_to_num(), pages.v.nan_to_num(), [], 0
+    for i, (new, length) in enumerate(zip(batch.query_lens, batch.kv_lens, strict=True)):
+        table, lens = batch.block_tables[i : i + 1].long(), batch.kv_lens_tensor[i : i + 1]
+        one = AttentionBatch(int(new == 1), [new], [length], batch.slots, table, lens, None, batch.cos, batch.sin)
+        parts.append(reference.paged_attention(q[start : start + new], k, v, one))
+        start += new
+    return torch.cat(parts)
+
+
+def compare_paged(pages: Pages, heads: int) -> None:
+    batch, first = pages.batch, pages.num_decode
+    q = noise(sum(batch.query_lens), heads, pages.k.shape[3], dtype=pages.k.dtype)
+    want, out = twin(q, pages), torch.full_like(q, 7.0)
+    paged_prefill(q, pages.k, pages.v, batch, out, tile=TILE, padded=first % 2 == 0)
+    close(out[first:], want[first:])
+    assert bool((out[:first] == 7.0).all()), "rows of sequences with one new token are somebody else's"
+    if not first:
+        return
+    usual = ALONE if heads == pages.k.shape[2] else GROUPED
+    for tile in (usual._replace(programs=1), usual._replace(keys=16, most_splits=4), *([None] if ON_CARD else [])):
+        paged_decode(q[:first], pages.k, pages.v, batch, out[:first], tile=tile)
+        close(out[:first], want[:first])
+        assert not pages.arrivals.any(), "left as zeros for the next step"
+    close(
+        paged_decode(q[:first], pages.k, pages.v, batch, tile=usual._replace(most_splits=2), counted=False),
+        want[:first],
+    )
+    empty = AttentionBatch(
+        first, [1] * first, [], batch.slots, batch.block_tables, torch.zeros_like(batch.kv_lens_tensor), None,
+        batch.cos, batch.sin,
+    )  # fmt: skip
+    assert not paged_decode(q[:first], pages.k, pages.v, empty, tile=usual._replace(most_splits=2)).any(), (
+        "padding rows of a graph have no keys"
+    )
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
