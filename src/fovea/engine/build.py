@@ -17,6 +17,7 @@ from fovea.engine.loop import Engine
 from fovea.engine.memory import Machine, MemoryPlan, plan_memory
 from fovea.engine.runner import Runner
 from fovea.engine.scheduler import Budgets, Scheduler
+from fovea.engine.warm_up import warm_up
 from fovea.families.base import Family
 from fovea.models.packed import pack_linears
 from fovea.models.vlm import VLM
@@ -92,8 +93,6 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
         overlap = blueprint.device.type == "cuda"
     engine = Engine(runner, scheduler, encoder_cache, plan, config.seed, overlap=overlap)
     if blueprint.device.type == "cuda":
-        from fovea.engine.warm_up import warm_up  # needs Triton
-
         warm_up(engine, runner, family, config)
     return engine
 

@@ -6,7 +6,7 @@ never need it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -19,11 +19,13 @@ __all__ = [
     "FEW_ROWS",
     "Norm",
     "add_layer_norm",
+    "compile_kernels",
     "cut_patches",
     "linear_add",
     "logits",
     "norm_gate_up",
     "norm_qkv",
+    "on_compile",
     "paged_attention",
     "quick_gelu",
     "resample",
@@ -209,3 +211,17 @@ def cut_patches(canvases: Sequence[Tensor], levels: Tensor, px: int, side: int, 
 
         return fused(canvases, levels, px, side, repeats)
     return pixels_reference.cut_patches(canvases, levels, px, side, repeats)
+
+
+def compile_kernels(rehearse: Callable[[], object]) -> int:
+    """See rehearsal.compile_kernels. For a CUDA device."""
+    from fovea.kernels.rehearsal import compile_kernels as compile_all
+
+    return compile_all(rehearse)
+
+
+def on_compile(tell: Callable[[str], None]) -> None:
+    """See rehearsal.on_compile. For a CUDA device."""
+    from fovea.kernels.rehearsal import on_compile as listen
+
+    listen(tell)
