@@ -67,8 +67,12 @@ def make_scheduler(
     encoder_bytes: int = 1024,
     caching: bool = True,
     switch: int | None = None,
+    ahead_tokens: int = 0,
 ) -> Scheduler:
-    budgets = Budgets(max_num_seqs, max_num_batched_tokens, max_num_batched_patches, block_size, EMBEDDING_BYTES)
+    """Nothing is foreseen by default, so that sequences are preempted."""
+    budgets = Budgets(
+        max_num_seqs, max_num_batched_tokens, max_num_batched_patches, block_size, EMBEDDING_BYTES, ahead_tokens
+    )
     pool = BlockPool(num_blocks, enable_caching=caching)
     return Scheduler(budgets, pool, EncoderCache(encoder_bytes), rope(switch))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,9 +13,21 @@ from hypothesis import strategies as st
 
 from fovea.core.params import SamplingParams
 from fovea.core.types import MediaItem
-from fovea.engine.scheduler import Scheduler, StepPlan
+from fovea.engine.scheduler import Scheduler, StepPlan, most_blocks_ahead
 from fovea.engine.sequence import Sequence
-from tests.engine.fakes import EMBEDDING_BYTES, VOCABULARY, World, grow, make_request, make_scheduler, media_item
+from tests.engine.fakes import (
+    EMBEDDING_BYTES,
+    GREEDY,
+    VOCABULARY,
+    World,
+    grow,
+    make_engine,
+    make_request,
+    make_scheduler,
+    media_item,
+    run_all,
+    token_ids,
+)
 
 ENDLESS = SamplingParams(temperature=0.0, max_tokens=None)
 
@@ -46,6 +60,56 @@ def test_a_long_prompt_is_split_and_samples_once_at_its_end() -> None:
     add(world.scheduler, "a", *range(40))
     plans = [step(world) for _ in range(4)]
     assert [shape(plan) for plan in plans] == [[("a", 0, 16)], [("a", 16, 32)], [("a", 32, 40)], [("a", 40, 41)]]
+
+
+def test_a_prompt_that_another_is_being_computed_for_waits_for_its_blocks() -> None:
+    """Sixty-four questions about one picture: its tokens are computed once, not for all that fit into the step."""
+    world = World(make_scheduler(max_num_batched_tokens=400, num_blocks=200))
+    for name, question in (("a", 90), ("b", 91), ("c", 92)):
+        add(world.scheduler, name, *range(80), question)
+    add(world.scheduler, "other", *range(100, 180))
+    assert shape(step(world)) == [("a", 0, 81), ("other", 0, 80)]
+    assert shape(step(world)) == [("a", 81, 82), ("other", 80, 81), ("b", 80, 81), ("c", 80, 81)]
+
+
+def test_a_short_common_beginning_is_not_waited_for() -> None:
+    world = World(make_scheduler(max_num_batched_tokens=400, num_blocks=200))
+    add(world.scheduler, "a", *range(70), *range(100, 180))
+    add(world.scheduler, "b", *range(70), *range(200, 280))
+    assert [name for name, _, _ in shape(step(world))] == ["a", "b"]
+
+
+def test_nothing_waits_for_blocks_when_nothing_else_would_run() -> None:
+    """The step that was to compute them failed: its blocks never come."""
+    scheduler = make_scheduler(max_num_batched_tokens=400, num_blocks=200)
+    first, second = add(scheduler, "a", *range(80), 90), add(scheduler, "b", *range(80), 91)
+    assert [chunk.sequence for chunk in scheduler.plan().chunks] == [first]
+    scheduler.finish(first)
+    assert [chunk.sequence for chunk in scheduler.plan().chunks] == [second]
+
+
+def test_no_more_run_than_can_go_on_to_their_end() -> None:
+    """Prompts fill the pool at once, but their answers would not fit: admitting all costs preemptions."""
+    options: dict[str, Any] = {"num_blocks": 100, "max_num_seqs": 64, "max_num_batched_tokens": 200}
+    engine, _ = make_engine(max_model_len=400, ahead_tokens=256, **options)
+    requests = [
+        make_request(f"r{i}", [i, *range(30)], params=dataclasses.replace(GREEDY, max_tokens=60)) for i in range(20)
+    ]
+    outputs = run_all(engine, requests)
+    assert all(len(token_ids(got)) == 60 for got in outputs.values())
+    assert engine.scheduler.stats.num_preemptions == 0
+    assert engine.stats.num_steps < 8 * 60, "as many as fit run side by side: four of 23 blocks in 100"
+
+
+def test_the_worst_moment_is_before_an_end() -> None:
+    short, long = (
+        Sequence(make_request("r", range(40), params=dataclasses.replace(GREEDY, max_tokens=n)), 0, None)
+        for n in (8, 80)
+    )
+    assert most_blocks_ahead([short], 100, 4) == 2.5
+    assert most_blocks_ahead([short, long], 100, 4) == max(2 * 2.5, 20.5 - 10)
+    assert most_blocks_ahead([long, long], 100, 4) == 2 * 20.5
+    assert most_blocks_ahead([long, long], 20, 4) == 2 * 5.5
 
 
 def test_running_requests_go_before_waiting_ones_and_decode_chunks_come_first() -> None:

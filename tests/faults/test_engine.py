@@ -141,13 +141,13 @@ def test_too_little_memory_for_a_step_is_a_step_in_parts(broken: Site) -> None:
 
 @pytest.mark.faults
 def test_a_full_cache_changes_no_token_and_stops_nothing(broken: Site) -> None:
-    """F16: 32 blocks for eight streams that want a hundred."""
+    """F16: 32 blocks for eight streams that want a hundred: they wait until there is room for their answers."""
     with site(
         "--max-model-len", "512", "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(kv_bytes(num_blocks=32))
     ) as squeezed:
         assert squeezed.count("fovea:kv_blocks") == 32
         assert squeezed.expected == broken.expected
-        assert squeezed.count("vllm:num_preemptions_total") > 0
+        assert squeezed.count("vllm:num_preemptions_total") == 0
         for _ in range(3):
             with squeezed.beside():
                 pass

@@ -196,7 +196,7 @@ POISON: dict[str, tuple[dict[str, Any], set[str]]] = {
     "memory": (body(about("memory_error")), {"out_of_memory"}),
     "logits": (body(about("nan_row")), {"numerical_error"}),
     "sampler": (body(about("sampler_error")), {"request_failed"}),
-    "no token": (body("Hello", allowed_token_ids=[5], stop_token_ids=[5], min_tokens=4), {"request_failed"}),
+    "no token": (body("Hello", allowed_token_ids=[5], stop_token_ids=[5], min_tokens=4), {"unsupported_combination"}),
     "parameters": (body("Hello", temperature=-1.0), {"invalid_value", "below_min_value"}),
 }
 NUM_GOOD = 15

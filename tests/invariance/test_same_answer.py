@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fovea.core.params import SamplingParams
+from fovea.llm import LLM
 from tests.oracle.checkpoints import CASES, Case
 from tests.parity.support import (
     FAMILIES,
@@ -49,6 +50,12 @@ def want(checkpoints: Checkpoints, variant: str, cases: Sequence[Case]) -> list[
 def got(engines: Engines, variant: str, cases: Sequence[Case], **options: Any) -> list[list[int]]:
     llm = engines.get(variant, **options)
     return [tokens(output) for output in ask_all(llm, [prompt_of(case) for case in cases])]
+
+
+def foresee_nothing(llm: LLM) -> None:
+    """Start whatever fits now, so that there are preemptions."""
+    scheduler = llm.engine.scheduler
+    scheduler.budgets = dataclasses.replace(scheduler.budgets, ahead_tokens=0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -127,6 +134,7 @@ def test_preemption_changes_nothing(checkpoints: Checkpoints, engines: Engines, 
     llm = engines.get(
         variant, kv_cache_memory_bytes=(longest + 40) * TOKEN_BYTES[variant], block_size=4, enable_prefix_caching=False
     )
+    foresee_nothing(llm)
     before = llm.engine.scheduler.stats.num_preemptions
     outputs = run_together(llm, [prompt_of(case) for case in cases], [GREEDY] * len(cases))
     assert llm.engine.scheduler.stats.num_preemptions > before
@@ -141,6 +149,7 @@ def test_preemption_of_sampled_requests_changes_nothing(engines: Engines, varian
     params = [dataclasses.replace(SAMPLED, seed=i, n=1 + i % 2) for i in range(len(prompts))]
     roomy = all_tokens(ask_all(engines.get(variant), prompts, params))
     llm = engines.get(variant, kv_cache_memory_bytes=100 * TOKEN_BYTES[variant], block_size=4, max_model_len=80)
+    foresee_nothing(llm)
     before = llm.engine.scheduler.stats.num_preemptions
     assert all_tokens(run_together(llm, prompts, params)) == roomy
     assert llm.engine.scheduler.stats.num_preemptions > before
@@ -254,6 +263,7 @@ def test_prompt_logprobs_survive_preemption_halfway_through_the_prompt(engines: 
         max_num_batched_tokens=16,
         kv_cache_memory_bytes=66 * TOKEN_BYTES["llava"],
     )
+    foresee_nothing(llm)
     before = llm.engine.scheduler.stats.num_preemptions
     got = run_together(llm, prompts, params)[1].prompt_logprobs
     assert llm.engine.scheduler.stats.num_preemptions > before

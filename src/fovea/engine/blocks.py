@@ -18,7 +18,7 @@ class BlockPool:
 
     def __init__(self, num_blocks: int, *, enable_caching: bool) -> None:
         self.num_blocks = num_blocks
-        self._enable_caching = enable_caching
+        self.is_caching = enable_caching
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._references = [0] * num_blocks
         self._hash_of: dict[int, bytes] = {}
@@ -66,7 +66,7 @@ class BlockPool:
 
     def publish(self, block: int, digest: bytes) -> None:
         """Make a full, computed block findable. If an equal one is, this one stays private."""
-        if self._enable_caching and block not in self._hash_of and digest not in self._by_hash:
+        if self.is_caching and block not in self._hash_of and digest not in self._by_hash:
             self._hash_of[block] = digest
             self._by_hash[digest] = block
 

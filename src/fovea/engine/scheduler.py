@@ -9,13 +9,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from fovea.core.types import MediaItem
 from fovea.engine.blocks import BlockPool
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.sequence import Sequence
 from fovea.families.spec import RopeSpec
+
+WORTH_WAITING_TOKENS = 64  # and half of what is left to compute of a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,7 @@ class Budgets:
     max_num_batched_patches: int
     block_size: int
     embedding_bytes: int  # of one row of picture embeddings
+    ahead_tokens: int = 256  # of an answer that are foreseen when another sequence wants to start; see _leaves_room
 
 
 class Chunk(NamedTuple):
@@ -65,6 +71,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._rope = rope
+        # Hashes of the blocks that this plan and the one before it compute: not published until they are settled.
+        self._underway: tuple[set[bytes], set[bytes]] = (set(), set())
         self._block_bits = budgets.block_size.bit_length() - 1  # it is a power of two
 
     def add(self, sequence: Sequence) -> None:
@@ -76,6 +84,7 @@ class Scheduler:
     def plan(self) -> StepPlan:
         """Decide one step. Blocks and embeddings of everything in the plan are secured."""
         plan = StepPlan()
+        self._underway = (set(), self._underway[0])
         tokens_left = self.budgets.max_num_batched_tokens
         patches = _PatchBudget(self.budgets.max_num_batched_patches)
         for sequence in list(self.running):
@@ -83,13 +92,23 @@ class Scheduler:
                 break
             if sequence.is_running and len(sequence.token_ids) < sequence.most_tokens:
                 tokens_left -= self._plan_running(sequence, tokens_left, patches, plan)
-        while self.waiting and tokens_left and len(self.running) < self.budgets.max_num_seqs:
-            planned = self._plan_waiting(self.waiting[0], tokens_left, patches, plan)
+        self._plan_new(tokens_left, patches, plan)
+        self._settle_plan(plan)
+        return plan
+
+    def _plan_new(self, tokens_left: int, patches: _PatchBudget, plan: StepPlan) -> None:
+        """Waiting sequences in order, but for those that find most of their prompt in the cache a step later."""
+        later: list[Sequence] = []
+        while self.waiting and tokens_left and len(self.running) + len(later) < self.budgets.max_num_seqs:
+            sequence = self.waiting[0]
+            if plan.chunks and self._is_underway(sequence):
+                later.append(self.waiting.popleft())
+                continue
+            planned = self._plan_waiting(sequence, tokens_left, patches, plan)
             if not planned:
                 break
             tokens_left -= planned
-        self._settle_plan(plan)
-        return plan
+        self.waiting.extendleft(reversed(later))
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and give back all it owns."""
@@ -161,7 +180,8 @@ class Scheduler:
         self._follow_regime(sequence)
         cached = self._cached_blocks(sequence)
         needed = self._num_blocks(sequence.num_tokens) - len(cached)
-        if needed > self.pool.num_free - self.pool.num_idle(cached):
+        left = self.pool.num_free - self.pool.num_idle(cached) - needed
+        if left < 0 or not self._leaves_room(sequence, left):
             return 0
         self.pool.share(cached)
         sequence.blocks = cached
@@ -173,6 +193,13 @@ class Scheduler:
             return 0
         self._admit(sequence)
         return self._add_chunk(sequence, end, plan)
+
+    def _leaves_room(self, sequence: Sequence, num_left: int) -> bool:
+        """Whether what runs can go on when this one runs too: to preempt it later would waste what it computed."""
+        ahead_tokens, size = self.budgets.ahead_tokens, self.budgets.block_size
+        if not self.running or num_left >= (len(self.running) + 1) * self._num_blocks(ahead_tokens):
+            return True
+        return most_blocks_ahead([*self.running, sequence], ahead_tokens, size) <= num_left
 
     def _admit(self, sequence: Sequence) -> None:
         self.waiting.popleft()
@@ -187,7 +214,20 @@ class Scheduler:
     def _add_chunk(self, sequence: Sequence, end: int, plan: StepPlan) -> int:
         chunk = Chunk(sequence, sequence.num_computed, end, samples=end == sequence.num_tokens)
         plan.chunks.append(chunk)
+        if chunk.num_tokens > 1 and self.waiting and self.pool.is_caching:
+            size = self.budgets.block_size
+            self._underway[0].update(sequence.full_block_hashes(size)[chunk.start // size : chunk.end // size])
         return chunk.num_tokens
+
+    def _is_underway(self, sequence: Sequence) -> bool:
+        """Whether enough of it is being computed for another sequence to wait a step for that."""
+        if sequence.wants_prompt_logprobs or not any(self._underway):
+            return False
+        hashes, size = sequence.full_block_hashes(self.budgets.block_size), self.budgets.block_size
+        num_cached = len(self.pool.find(hashes))
+        missing = takewhile(lambda digest: any(digest in some for some in self._underway), hashes[num_cached:])
+        num_shared = size * sum(1 for _ in missing)
+        return num_shared >= max(WORTH_WAITING_TOKENS, (sequence.num_tokens - size * num_cached) / 2)
 
     def _cached_blocks(self, sequence: Sequence) -> list[int]:
         """Blocks already computed for this beginning; at least the last token is left to compute."""
@@ -258,6 +298,21 @@ class Scheduler:
         for i in [i for i in sequence.held_media if sequence.request.spans[i].end <= computed]:
             self.encoder_cache.release(sequence.request.media[i].key)
             sequence.held_media.discard(i)
+
+
+def most_blocks_ahead(sequences: list[Sequence], ahead_tokens: int, block_size: int) -> float:
+    """How many blocks more than now will be in use at the worst moment, if each makes as many tokens as it may.
+
+    All make a token a step, and give everything back at their end. Half a block for each is added for rounding. More
+    than `ahead_tokens` are not foreseen: most answers end by themselves.
+    """
+    lengths = np.array([len(s.token_ids) for s in sequences])
+    steps = np.minimum([s.most_tokens for s in sequences] - lengths, ahead_tokens)
+    order = np.argsort(steps)
+    steps, now = steps[order], lengths[order] / block_size
+    num_alive = np.arange(len(steps), 0, -1)  # just before sequence i ends
+    given_back = np.cumsum(now) - now
+    return float((num_alive * (steps / block_size + 0.5) - given_back).max())
 
 
 def _is_prefill(chunk: Chunk) -> bool:
