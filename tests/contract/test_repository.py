@@ -112,6 +112,7 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
         "browser",
         "load",
         "bench",
+        "gpu-test",
         "clean",
     ],
 )

@@ -198,7 +198,7 @@ def fetch_cases() -> list[Case]:
         ("U28-no-location", _upstream("no-location"), _failed(0.5, 1), ""),
         ("U28-not-modified", _upstream("not-modified"), _failed(0.5, 1), ""),
         ("U39-announced", _upstream("announced"), refused("media_too_large", FAILED, within_s=0.5), "memory"),
-        ("U40-endless", _upstream("endless"), refused("media_too_large", within_s=2.0), "quick memory"),
+        ("U40-endless", _upstream("endless"), refused("media_too_large", FAILED, within_s=2.0), "quick memory"),
         ("U41-silent", _upstream("silent"), _failed(slow, 1), ""),
         ("U41-pause", _upstream("pause"), _failed(slow, 1), ""),
         ("U41-drip", _upstream("drip"), _failed(slow, 1), ""),
