@@ -176,8 +176,8 @@ def test_places_of_patches_are_kept_for_the_latest_sizes_only(engines: Engines) 
     assert isinstance(encoder, MergedGridEncoder)
     device = next(encoder.parameters()).device
     for columns in range(2, 2 * KNOWN_GRIDS + 4, 2):
-        places = encoder._places(4, columns, device)
-        assert places.shape == (4 * columns, 2)
-        assert places[:4].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]], "the first block"
-        assert encoder._places(4, columns, device) is places
-    assert len(encoder._known_places) == KNOWN_GRIDS
+        frame = encoder._frame(4, columns, device)
+        assert frame.places.shape == (4 * columns, 2)
+        assert frame.places[:4].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]], "the first block"
+        assert encoder._frame(4, columns, device) is frame
+    assert len(encoder._known_frames) == KNOWN_GRIDS
