@@ -27,7 +27,12 @@ from tests.parity.support import FAMILIES, Checkpoints, Engines, question
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 SIDES = st.one_of(st.integers(1, 30), st.integers(1, 400))
-OPTIONS = {"llava": {}, "qwen2_vl": {"max_pixels": 60 * 784}, "phi3_v": {"num_crops": 3}}
+OPTIONS = {
+    "llava": {},
+    "qwen2_vl": {"max_pixels": 60 * 784},
+    "qwen2_5_vl": {"max_pixels": 50 * 784},
+    "phi3_v": {"num_crops": 3},
+}
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ class Qwen2_5VL(Qwen2VL):
 def _full_layers(vision: Section, num_layers: int) -> tuple[int, ...]:
     """Those that the tower has; the published code, too, passes over numbers beyond its end."""
     said = vision.floats("fullatt_block_indexes") if "fullatt_block_indexes" in vision else (7, 15, 23, 31)
-    if any(index < 0 or index != int(index) for index in said):
+    if not all(index >= 0 and index % 1 == 0 for index in said):
         raise UnsupportedModelError(
             f"config.json.vision_config: 'fullatt_block_indexes' is {list(said)}; it must hold whole numbers from 0."
         )
