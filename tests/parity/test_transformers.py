@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from fovea.core.params import SamplingParams
+from fovea.families.registry import load_family
 from tests.oracle.checkpoints import CASES, Case
+from tests.oracle.reference import load as oracle
 from tests.oracle.reference import reference
 from tests.parity.support import (
     EVERY_CASE,
     FAMILIES,
     GREEDY,
+    QWEN,
     VARIANTS,
     Checkpoints,
     Engines,
@@ -21,6 +27,7 @@ from tests.parity.support import (
     assert_logits_agree,
     case_name,
     frames,
+    load,
     num_decided,
     prompt_logits,
     question,
@@ -78,12 +85,32 @@ def test_other_weights_agree_too(checkpoints: Checkpoints, engines: Engines, var
         assert decided >= 8, "the checkpoint says too little"
 
 
+@pytest.mark.parametrize("variant", QWEN)
+def test_a_folder_that_transformers_saved_answers_as_the_published_one(
+    checkpoints: Checkpoints, tmp_path: Path, variant: str
+) -> None:
+    for part in oracle(checkpoints.folder(variant)):
+        part.save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists(), "it is inside processor_config.json"
+    (tmp_path / "generation_config.json").unlink()
+    with load(tmp_path) as llm:
+        published = load_family(checkpoints.folder(variant))
+        assert llm.family.spec == dataclasses.replace(published.spec, dtype="float32")
+        assert llm.family.stop_tokens() <= published.stop_tokens()
+        assert llm.family.stop_tokens()
+        for case in CASES[variant]:
+            assert tokens(ask(llm, question(case))) == answer(checkpoints.folder(variant), case).greedy
+
+
 @pytest.mark.parametrize("count", [4, 6])
-def test_video_frames_given_as_images_agree(checkpoints: Checkpoints, engines: Engines, count: int) -> None:
+@pytest.mark.parametrize("variant", QWEN)
+def test_video_frames_given_as_images_agree(
+    checkpoints: Checkpoints, engines: Engines, variant: str, count: int
+) -> None:
     prompt = f"<|im_start|>user\n{SEE * count}What is shown?<|im_end|>\n<|im_start|>assistant\n"
     images = frames(count, 70, 100)
-    want = reference(checkpoints.folder("qwen2_vl"), prompt, images)
-    output = ask(engines.get("qwen2_vl"), {"prompt": prompt, "multi_modal_data": {"image": images}})
+    want = reference(checkpoints.folder(variant), prompt, images)
+    output = ask(engines.get(variant), {"prompt": prompt, "multi_modal_data": {"image": images}})
     assert list(output.prompt_token_ids) == want.token_ids
     decided = num_decided(want.margins)
     assert decided >= 8

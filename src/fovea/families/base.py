@@ -181,7 +181,7 @@ class Family(ABC):
     def stop_tokens(self) -> frozenset[int]:
         """Ids that end an answer."""
         ids: set[int] = set()
-        for source in (self.files.generation, self.files.config):
+        for source in (self.files.generation, self.files.config, _nested(self.files.config, "text_config")):
             value = source.get("eos_token_id") or []
             listed = value if isinstance(value, list) else [value]
             if any(isinstance(token, bool) or not isinstance(token, int) for token in listed):
