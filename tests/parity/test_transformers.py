@@ -117,6 +117,34 @@ def test_video_frames_given_as_images_agree(
     assert tokens(output)[:decided] == want.greedy[:decided]
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("variant", [*QWEN, "qwen2_5_vl-nested"])
+def test_prompts_that_no_checkpoint_was_chosen_for_agree(
+    checkpoints: Checkpoints, engines: Engines, variant: str, seed: int
+) -> None:
+    """Drawn at random: up to four pictures of any size, anywhere in the text; alone, then together, cold and warm."""
+    rng, llm = np.random.Generator(np.random.PCG64(seed)), engines.get(variant)
+    cases = [_drawn(rng, f"{seed}-{number}") for number in range(4)]
+    wants = [reference(checkpoints.folder(variant), c.prompt, c.images(), max_new_tokens=16) for c in cases]
+    for case, want in zip(cases, wants, strict=True):
+        llm.reset_prefix_cache()
+        assert_logits_agree(variant, prompt_logits(llm, question(case)), want.logits)
+    for _ in range(2):
+        outputs = ask_all(llm, [question(case) for case in cases])
+        for output, want in zip(outputs, wants, strict=True):
+            decided = num_decided(want.margins)
+            assert list(output.prompt_token_ids) == want.token_ids
+            assert tokens(output)[:decided] == want.greedy[:decided]
+
+
+def _drawn(rng: np.random.Generator, name: str) -> Case:
+    words = ["What", " is", " shown", " in", " the", " river", "?", " 7", "\n"]
+    parts = [*rng.choice(words, rng.integers(1, 30)), *[SEE] * rng.integers(0, 5)]
+    sizes = [(int(w), int(h), int(s)) for w, h, s in rng.integers(4, 420, (parts.count(SEE), 3))]
+    body = "".join(rng.permutation(parts))
+    return Case(name, f"<|im_start|>user\n{body}<|im_end|>\n<|im_start|>assistant\n", tuple(sizes))
+
+
 @pytest.mark.parametrize("size", [(28, 28), (300, 31), (31, 300), (57, 56), (56, 57), (700, 500)])
 @pytest.mark.parametrize("variant", FAMILIES)
 def test_pictures_of_odd_sizes_give_the_reference_logits(
