@@ -100,11 +100,13 @@ class Limits:
         return max(flops / self.ceilings.flops_per_s, weights_s)
 
     def tower_flops(self, patches: int) -> float:
-        """One segment: blocks, attention inside it, projector."""
+        """One segment: blocks, attention inside it or its windows, projector."""
         t, p = self.spec.tower, self.spec.projector
-        block = 4 * t.width**2 + 2 * t.width * t.mlp_width
+        block = 4 * t.width**2 + (3 if t.gated else 2) * t.width * t.mlp_width
         weights = t.num_layers * block + t.patch_values * t.width
-        attention = 4 * patches**2 * t.width * t.num_layers
+        near_layers = t.num_layers - len(t.full_layers) if t.window else 0
+        near = min(patches, (t.window * p.merge) ** 2)
+        attention = 4 * patches * t.width * ((t.num_layers - near_layers) * patches + near_layers * near)
         merged = t.width * p.merge**2 * p.mid_width + p.mid_width * p.out_width
         return 2 * weights * patches + attention + 2 * merged * patches / p.merge**2
 

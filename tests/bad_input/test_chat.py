@@ -186,6 +186,7 @@ def test_files_are_read_below_the_permitted_folder_only(engines: Engines, tmp_pa
 SPECIALS = {
     "llava": ["<image>", "<s>", "</s>", "<pad>", "<unk>"],
     "qwen2_vl": list(QWEN_TOKENS),
+    "qwen2_5_vl": list(QWEN_TOKENS),
     "phi3_v": [
         "<s>",
         "</s>",

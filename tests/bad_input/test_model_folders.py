@@ -220,6 +220,44 @@ def test_a_broken_folder_is_refused_with_the_name_of_what_is_wrong(folder: Path,
     assert not FOREIGN.search(text), text
 
 
+QWEN_BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "another activation of the tower": (
+        setting(CONFIG, "vision_config", "hidden_act", to="gelu"),
+        ("'gelu'", "'silu'"),
+    ),
+    "a tower for another decoder": (
+        setting(CONFIG, "vision_config", "out_hidden_size", to=48),
+        ("'out_hidden_size'", "48", "64"),
+    ),
+    "a window smaller than a merged patch": (
+        setting(CONFIG, "vision_config", "window_size", to=27),
+        ("'window_size'", "27"),
+    ),
+    "half a layer": (
+        setting(CONFIG, "vision_config", "fullatt_block_indexes", to=[0.5]),
+        ("'fullatt_block_indexes'", "0.5"),
+    ),
+    "sliding windows in the decoder": (setting(CONFIG, "use_sliding_window", to=True), ("'use_sliding_window'",)),
+    "sliding windows by layer": (
+        setting(CONFIG, "layer_types", to=["full_attention", "sliding_attention"]),
+        ("'layer_types'", "'sliding_attention'"),
+    ),
+    "another resize": (setting(PREPROCESSOR, "resample", to=2), ("'resample'", "2", "3")),
+    "no resize": (setting(PREPROCESSOR, "do_resize", to=False), ("'do_resize'", "False")),
+    "patches of another size": (setting(PREPROCESSOR, "patch_size", to=16), ("'patch_size'", "16", "14")),
+}
+
+
+@pytest.mark.parametrize("name", QWEN_BROKEN)
+def test_what_a_qwen_cannot_do_is_refused_by_its_name(checkpoints: Checkpoints, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(checkpoints.folder("qwen2_5_vl"), tmp_path / "model"))
+    spoil, says = QWEN_BROKEN[name]
+    spoil(folder)
+    with pytest.raises(UnsupportedModelError) as caught:
+        load_family(folder)
+    assert all(part in str(caught.value) for part in says), caught.value
+
+
 @pytest.mark.parametrize("name", ["no config", "another architecture", "no tokenizer", "a template with an error"])
 def test_what_small_files_tell_is_told_before_weights_are_read(folder: Path, name: str) -> None:
     remove(WEIGHTS)(folder)

@@ -19,6 +19,7 @@ MANY = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCh
 OPTIONS: dict[str, dict[str, int]] = {
     "llava": {},
     "qwen2_vl": {"max_pixels": 1280 * 784},
+    "qwen2_5_vl": {"max_pixels": 1280 * 784},
     "phi3_v": {"num_crops": 16},
 }
 SIDES = st.integers(1, 6000)
@@ -42,11 +43,13 @@ def planned(family: Family, width: int, height: int, budget: PixelBudget) -> Ima
 
 
 def _name(family: Family) -> str:
-    return {"Llava": "llava", "Qwen2VL": "qwen2_vl", "Phi3V": "phi3_v"}[type(family).__name__]
+    return {"Llava": "llava", "Qwen2VL": "qwen2_vl", "Qwen2_5VL": "qwen2_5_vl", "Phi3V": "phi3_v"}[
+        type(family).__name__
+    ]
 
 
 def least(family: Family) -> int:
-    return {"llava": 56 * 56, "qwen2_vl": 784, "phi3_v": 336 * 336}[_name(family)]
+    return {"llava": 56 * 56, "qwen2_vl": 784, "qwen2_5_vl": 784, "phi3_v": 336 * 336}[_name(family)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

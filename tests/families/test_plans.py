@@ -21,7 +21,7 @@ from fovea.media.source import PilSource
 from fovea.media.transform import apply_plan
 from tests.oracle.checkpoints import CASES, QWEN_TOKENS, Case, picture
 from tests.oracle.reference import pixels, positions
-from tests.parity.support import FAMILIES, Checkpoints, Engines, answer
+from tests.parity.support import FAMILIES, QWEN, Checkpoints, Engines, answer
 
 SIZES = [(1, 1), (28, 28), (56, 57), (57, 56), (333, 56), (56, 333), (640, 480), (480, 640), (337, 336), (999, 1000)]
 
@@ -42,12 +42,13 @@ def test_llava_canvases_are_the_reference_pixels(
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", QWEN)
 def test_qwen_grids_are_the_reference_grids(
-    checkpoints: Checkpoints, families: dict[str, Family], size: tuple[int, int]
+    checkpoints: Checkpoints, families: dict[str, Family], name: str, size: tuple[int, int]
 ) -> None:
     image = picture(*size, seed=3)
-    want = pixels(checkpoints.folder("qwen2_vl"), [image])
-    plan = families["qwen2_vl"].plan_image(*size, {})
+    want = pixels(checkpoints.folder(name), [image])
+    plan = families[name].plan_image(*size, {})
     assert [list(plan.grid)] == want["image_grid_thw"].tolist()
     assert plan.num_patches == len(want["pixel_values"])
     assert plan.num_tokens == plan.num_patches // 4
@@ -120,15 +121,15 @@ def test_a_plan_agrees_with_itself(families: dict[str, Family], family: str, wid
         assert plan.num_patches == rows * columns == plan.num_tokens * made.spec.projector.merge**2
 
 
-def test_qwen_positions_are_the_reference_positions(checkpoints: Checkpoints, engines: Engines) -> None:
+@pytest.mark.parametrize("family", QWEN)
+def test_qwen_positions_are_the_reference_positions(checkpoints: Checkpoints, engines: Engines, family: str) -> None:
     see = "<|vision_start|><|image_pad|><|vision_end|>"
     cases = [
         *CASES["qwen2_vl"][:2],
         Case("bare", see * 2, ((60, 200, 1), (200, 60, 2))),
         Case("end", f"a{see}", ((28, 28, 1),)),
     ]
-    folder = checkpoints.folder("qwen2_vl")
-    llm = engines.get("qwen2_vl")
+    folder, llm = checkpoints.folder(family), engines.get(family)
     for case in cases:
         want = positions(folder, case.prompt, case.images())
         ids = answer(folder, case).token_ids
@@ -155,7 +156,7 @@ def test_text_has_plain_positions_in_every_family(families: dict[str, Family]) -
     for name, family in families.items():
         rows, delta = family.positions(5, [], [])
         assert delta == 0
-        if name == "qwen2_vl":
+        if name in QWEN:
             assert rows is not None
             assert rows.tolist() == [[0, 1, 2, 3, 4]] * 3
         else:
@@ -166,6 +167,7 @@ def test_stop_tokens_are_those_of_the_folder(engines: Engines) -> None:
     ends = {
         "llava": {"</s>"},
         "qwen2_vl": {"<|im_end|>", "<|endoftext|>"},
+        "qwen2_5_vl": {"<|im_end|>", "<|endoftext|>"},
         "phi3_v": {"</s>", "<|end|>", "<|endoftext|>"},
     }
     for family, texts in ends.items():

@@ -2,7 +2,7 @@
 
 family     tower heads   decoder heads   sizes
 llava      4 x 64        4 x 128         4 layers, 512 wide
-qwen2_vl   4 x 80        6 x 128, 1 KV   4 layers, 768 wide
+qwen2_vl   4 x 80        6 x 128, 1 KV   4 layers, 768 wide; qwen2_5_vl too
 phi3_v     2 x 64        4 x 96          4 layers, 384 wide
 """
 
@@ -32,6 +32,21 @@ _SIZES: Mapping[str, Mapping[str, Any]] = {
         "rope_scaling": {"mrope_section": [16, 24, 24]},
         "vision_config": {"depth": 4, "embed_dim": 320, "hidden_size": 768, "num_heads": 4},
     },
+    "qwen2_5_vl": {
+        "hidden_size": 768,
+        "intermediate_size": 1536,
+        "num_attention_heads": 6,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 1,
+        "rope_scaling": {"mrope_section": [16, 24, 24]},
+        "vision_config": {
+            "depth": 4,
+            "hidden_size": 320,
+            "intermediate_size": 428,
+            "out_hidden_size": 768,
+            "num_heads": 4,
+        },
+    },
     "phi3_v": {
         "hidden_size": 384,
         "intermediate_size": 768,
@@ -44,6 +59,7 @@ _SIZES: Mapping[str, Mapping[str, Any]] = {
 _WEIGHTS: Mapping[str, Callable[[dict[str, Any], int], Any]] = {
     "llava": tiny._llava_weights,
     "qwen2_vl": tiny._qwen_weights,
+    "qwen2_5_vl": tiny._qwen25_weights,
     "phi3_v": tiny._phi_weights,
 }
 

@@ -53,8 +53,9 @@ WAYS: Mapping[str, tuple[Callable[[LLM, list[Any]], list[RequestOutput]], Mappin
     "cached": (twice, {}),
     "preempted": (squeezed, {"enable_prefix_caching": False, "max_num_seqs": 64}),
 }
-TOKEN_VALUES = {"llava": 2 * 4 * 512, "qwen2_vl": 2 * 4 * 128, "phi3_v": 2 * 4 * 384}  # kept for one token
-LONGEST = {"llava": 768, "qwen2_vl": 768, "phi3_v": 2688}  # tokens of a prompt and its answer, and a little more
+# Values kept for one token; tokens of a prompt and its answer, and a little more.
+TOKEN_VALUES = {"llava": 2 * 4 * 512, "qwen2_vl": 2 * 4 * 128, "qwen2_5_vl": 2 * 4 * 128, "phi3_v": 2 * 4 * 384}
+LONGEST = {"llava": 768, "qwen2_vl": 768, "qwen2_5_vl": 768, "phi3_v": 2688}
 
 
 @pytest.mark.parametrize("way", WAYS)

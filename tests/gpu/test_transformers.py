@@ -18,7 +18,7 @@ from tests.parity.support import MIB, ask_all, check_idle, load, prompt_logits
 
 PRECISIONS = [
     *(("llava", dtype) for dtype in ("float32", "float16", "bfloat16")),
-    *((family, dtype) for family in ("qwen2_vl", "phi3_v") for dtype in ("float32", "bfloat16")),
+    *((family, dtype) for family in ("qwen2_vl", "qwen2_5_vl", "phi3_v") for dtype in ("float32", "bfloat16")),
 ]
 ANSWER = SamplingParams(temperature=0.0, max_tokens=128, ignore_eos=True, logprobs=0)
 

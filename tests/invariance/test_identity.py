@@ -19,7 +19,7 @@ from fovea.core.types import RequestOutput
 from fovea.llm import LLM
 from tests.oracle.checkpoints import CASES, Case, picture
 from tests.oracle.reference import image_features, reference
-from tests.parity.support import FAMILIES, GREEDY, Checkpoints, Engines, answer, ask, question, tokens
+from tests.parity.support import FAMILIES, GREEDY, QWEN, Checkpoints, Engines, answer, ask, question, tokens
 
 # Without prefix caching, so that the encoder cache alone is judged; with it, so that KV blocks are.
 CACHES = pytest.mark.parametrize("caching", [True, False], ids=["prefix cache", "encoder cache"])
@@ -224,7 +224,7 @@ def test_the_same_picture_elsewhere_in_the_prompt_shares_rows_but_no_blocks(
     cases = []
     for word in ("river", "river river"):
         body = CASES[family][0].prompt
-        start = body.index("<image>" if family == "llava" else "<|vision" if family == "qwen2_vl" else "<|image_1|>")
+        start = body.index("<image>" if family == "llava" else "<|vision" if family in QWEN else "<|image_1|>")
         cases.append(Case(word, f"{body[:start]}{word} {body[start:]}", ((100, 70, 1),)))
     ask(llm, question(cases[0]))
     second = ask(llm, question(cases[1]))

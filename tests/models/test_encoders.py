@@ -11,6 +11,7 @@ from fovea.core.types import MediaItem
 from fovea.media.decode import decode
 from fovea.media.source import PilSource
 from fovea.media.transform import apply_plan
+from fovea.models.encoders import window_order, window_sizes
 from fovea.models.vlm import VLM
 from tests.oracle.checkpoints import picture
 from tests.oracle.reference import image_features
@@ -19,6 +20,7 @@ from tests.parity.support import FAMILIES, Checkpoints, Engines
 SIZES = {
     "llava": [(90, 60), (40, 120), (56, 56), (300, 57), (13, 9)],
     "qwen2_vl": [(100, 70), (30, 20), (400, 300), (84, 200), (14, 700), (28, 28)],
+    "qwen2_5_vl": [(100, 70), (30, 20), (400, 300), (84, 84), (84, 200), (14, 700), (168, 252), (28, 28)],
     "phi3_v": [(300, 200), (160, 220), (60, 250), (5, 5)],
 }
 
@@ -60,6 +62,17 @@ def test_the_number_of_rows_is_what_was_planned(engines: Engines, family: str) -
     with torch.inference_mode():
         rows = engines.get(family).engine.model.encode(made)
     assert [len(r) for r in rows] == [item.num_tokens for item in made]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+def test_windows_are_those_of_transformers(window: int) -> None:
+    theirs = pytest.importorskip("transformers.vision_utils", reason="older ones keep it inside the model")
+    for rows in range(1, 10):
+        for columns in range(1, 10):
+            grid = torch.tensor([[1, 2 * rows, 2 * columns]])
+            order, ends = theirs.get_vision_window_index(grid, 2, window * 2 * 14, 14)
+            assert window_order(rows, columns, window, torch.device("cpu")).tolist() == order.tolist()
+            assert [4 * size for size in window_sizes(rows, columns, window)] == ends.diff().tolist()
 
 
 def test_rows_without_pixels_are_not_encoded(engines: Engines) -> None:

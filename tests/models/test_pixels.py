@@ -27,7 +27,12 @@ from tests.parity.support import FAMILIES, Checkpoints, Engines, question
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 SIDES = st.one_of(st.integers(1, 30), st.integers(1, 400))
-OPTIONS = {"llava": {}, "qwen2_vl": {"max_pixels": 60 * 784}, "phi3_v": {"num_crops": 3}}
+OPTIONS = {
+    "llava": {},
+    "qwen2_vl": {"max_pixels": 60 * 784},
+    "qwen2_5_vl": {"max_pixels": 50 * 784},
+    "phi3_v": {"num_crops": 3},
+}
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +181,8 @@ def test_places_of_patches_are_kept_for_the_latest_sizes_only(engines: Engines) 
     assert isinstance(encoder, MergedGridEncoder)
     device = next(encoder.parameters()).device
     for columns in range(2, 2 * KNOWN_GRIDS + 4, 2):
-        places = encoder._places(4, columns, device)
-        assert places.shape == (4 * columns, 2)
-        assert places[:4].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]], "the first block"
-        assert encoder._places(4, columns, device) is places
-    assert len(encoder._known_places) == KNOWN_GRIDS
+        frame = encoder._frame(4, columns, device)
+        assert frame.places.shape == (4 * columns, 2)
+        assert frame.places[:4].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]], "the first block"
+        assert encoder._frame(4, columns, device) is frame
+    assert len(encoder._known_frames) == KNOWN_GRIDS

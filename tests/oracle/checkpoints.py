@@ -60,6 +60,7 @@ def _chatml(user: str) -> str:
 _SEE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 # The pictures of the Qwen2-VL cases: free; enlarged to min_pixels; shrunk to max_pixels; portrait.
+# For Qwen2.5-VL's windows of 3x3 merged patches none of them is a whole number of windows.
 # Those of Phi: 2x2 crops; 1x2; 2x2 from a portrait; 4x1.
 CASES: Mapping[str, tuple[Case, ...]] = {
     "llava": (
@@ -93,11 +94,20 @@ CASES: Mapping[str, tuple[Case, ...]] = {
 }
 
 
+CASES = {**CASES, "qwen2_5_vl": CASES["qwen2_vl"]}
+
+
 # ----------------------------------------------------------------------------------------------------------- tensors
 
 # What seed=0 stands for: of a few hundred draws one where, in every case above, each of 24 greedy tokens leads by
 # more than 0.03 and few tokens repeat.
-_FIRST_SEED = {"llava": 295, "qwen2_vl": 91, "phi3_v": 329}
+_FIRST_SEED = {
+    "llava": 295,
+    "qwen2_vl": 91,
+    "qwen2_5_vl": 1,
+    "qwen2_5_vl-nested": 3,
+    "phi3_v": 329,
+}
 
 
 class _Tensors:
@@ -585,6 +595,129 @@ def _qwen_files(tokenizer: Tokenizer, config: dict[str, Any], max_pixels: int) -
     }
 
 
+# -------------------------------------------------------------------------------------------------------- Qwen2.5-VL
+
+
+def build_qwen2_5_vl(folder: str | Path, *, seed: int = 0, nested: int = 0) -> Path:
+    """Qwen2.5-VL: a tower of 3 layers, windows in the first and last of them, before the same Qwen2 of 3 layers.
+
+    As published, with a tied head as the 3B has; or `nested`, as transformers 5 saves its own models, with a head of
+    its own as the 7B has: text_config, rope_parameters, all processors in one file, names below `model.`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _qwen_tokenizer([_special(token) for token in QWEN_TOKENS])
+    config = _qwen25_config(_id(tokenizer, "<|endoftext|>"), tied=not nested)
+    tensors = _qwen25_weights(config, _FIRST_SEED["qwen2_5_vl-nested" if nested else "qwen2_5_vl"] + seed)
+    files = _qwen_files(tokenizer, config, 64 * 28 * 28)
+    files["generation_config.json"]["repetition_penalty"] = 1.05
+    files["generation_config.json"]["temperature"] = 0.000001
+    files["preprocessor_config.json"]["processor_class"] = "Qwen2_5_VLProcessor"
+    if nested:
+        files = _as_saved_anew(files)
+        prefixes = {"model": "model.language_model", "visual": "model.visual", "lm_head": "lm_head"}
+        parts = ((name.partition("."), values) for name, values in tensors.by_name.items())
+        tensors.by_name = {f"{prefixes[first]}.{rest}": values for (first, _, rest), values in parts}
+    tensors.save(folder)
+    _write(folder, tokenizer, files)
+    return folder
+
+
+def _qwen25_config(first: int, *, tied: bool) -> dict[str, Any]:
+    """The flat published form; its `vision_config` names other sizes than Qwen2-VL's."""
+    vision = {
+        "depth": 3,
+        "hidden_act": "silu",
+        "hidden_size": 32,
+        "intermediate_size": 44,
+        "num_heads": 2,
+        "in_chans": 3,
+        "out_hidden_size": 64,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "window_size": 84,
+        "fullatt_block_indexes": [1],
+        "tokens_per_second": 2,
+        "temporal_patch_size": 2,
+    }
+    own = {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "max_position_embeddings": 128000,
+        "model_type": "qwen2_5_vl",
+        "tie_word_embeddings": tied,
+        "vision_config": vision,
+    }
+    return {**_qwen_config(first), **own}
+
+
+def _as_saved_anew(files: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """config.json and the processors' file in transformers 5's own layout."""
+    old = dict(files["config.json"])
+    scaling, theta = old.pop("rope_scaling"), old.pop("rope_theta")
+    vision = {**old.pop("vision_config"), "model_type": "qwen2_5_vl_vision", "in_channels": 3}
+    vision["rope_parameters"] = {"rope_type": "axial", "rope_theta": 10000.0}
+    outer = {key: old.pop(key) for key in ("architectures", "model_type", "tie_word_embeddings", "torch_dtype")}
+    outer |= {key: old.pop(key) for key in list(old) if key.endswith("_token_id") and "vision_token" not in key}
+    text = {
+        **old,
+        "bos_token_id": outer.pop("bos_token_id"),
+        "eos_token_id": outer.pop("eos_token_id"),
+        "model_type": "qwen2_5_vl_text",
+        "layer_types": ["full_attention"] * old["num_hidden_layers"],
+        "rope_parameters": {**scaling, "rope_type": "default", "type": "default", "rope_theta": theta},
+        "sliding_window": None,
+    }
+    images = dict(files["preprocessor_config.json"])
+    size = {"shortest_edge": images.pop("min_pixels"), "longest_edge": images.pop("max_pixels")}
+    flags = dict.fromkeys(("do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True)
+    images |= {"size": size, **flags, "resample": 3, "rescale_factor": 1 / 255}
+    images["image_processor_type"] = "Qwen2VLImageProcessorFast"
+    dtype = {"dtype": outer.pop("torch_dtype")}
+    processor = {"image_processor": images, "processor_class": images.pop("processor_class")}
+    others = {name: content for name, content in files.items() if name != "preprocessor_config.json"}
+    config = {**outer, **dtype, "text_config": {**text, **dtype}, "vision_config": {**vision, **dtype}}
+    return {**others, "config.json": config, "processor_config.json": processor}
+
+
+def _qwen25_weights(config: dict[str, Any], seed: int) -> _Tensors:
+    """Published names, in whichever layout the config is."""
+    width, vocab, first = config["hidden_size"], config["vocab_size"], config["bos_token_id"]
+    t = _Tensors(seed, torch.bfloat16)
+    _qwen25_vision(t, config["vision_config"])
+    tied = config["tie_word_embeddings"]
+    table = t.normal("model.embed_tokens.weight", vocab, width, std=0.3 if tied else 1.0)
+    _mute(table, range(first, vocab), 0.1 if tied else 1.0)
+    kv_width = width // config["num_attention_heads"] * config["num_key_value_heads"]
+    for index in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{index}"
+        _split_layer(t, layer, width=width, mlp=config["intermediate_size"], kv_width=kv_width, bias=True)
+    t.norm("model.norm", width)
+    if not tied:
+        head = t.normal("lm_head.weight", vocab, width, std=2.2 * width**-0.5)
+        _mute(head, range(first, vocab), 0.0)
+    return t
+
+
+def _qwen25_vision(t: _Tensors, vision: dict[str, Any]) -> None:
+    width, patch, mlp = vision["hidden_size"], vision["patch_size"], vision["intermediate_size"]
+    std = (3 * 2 * patch * patch) ** -0.5
+    t.normal("visual.patch_embed.proj.weight", width, 3, vision["temporal_patch_size"], patch, patch, std=std)
+    for index in range(vision["depth"]):
+        block = f"visual.blocks.{index}"
+        t.norm(f"{block}.norm1", width)
+        t.linear(f"{block}.attn.qkv", 3 * width, width, gain=1.4, bias=True)
+        t.linear(f"{block}.attn.proj", width, width, gain=2.0, bias=True)
+        t.norm(f"{block}.norm2", width)
+        t.linear(f"{block}.mlp.gate_proj", mlp, width, gain=1.5, bias=True)
+        t.linear(f"{block}.mlp.up_proj", mlp, width, gain=1.5, bias=True)
+        t.linear(f"{block}.mlp.down_proj", width, mlp, bias=True)
+    merged = width * vision["spatial_merge_size"] ** 2
+    t.norm("visual.merger.ln_q", width)
+    t.linear("visual.merger.mlp.0", merged, merged, gain=1.5, bias=True)
+    t.linear("visual.merger.mlp.2", vision["out_hidden_size"], merged, gain=1.5, bias=True)
+
+
 # ---------------------------------------------------------------------------------------------------- Phi-3.5-vision
 
 PHI_TEMPLATE = (
@@ -754,5 +887,6 @@ def _phi_files(tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, dict[s
 BUILDERS: Mapping[str, Callable[..., Path]] = {
     "llava": build_llava,
     "qwen2_vl": build_qwen2_vl,
+    "qwen2_5_vl": build_qwen2_5_vl,
     "phi3_v": build_phi3_v,
 }

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForImageTextToText,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
 )
@@ -111,7 +112,8 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
         processor = LlavaProcessor(image_processor=image_processor, tokenizer=tokenizer, **settings)
     else:
         video_processor = Qwen2VLVideoProcessor()  # unused, but the processor insists on one (it needs torchvision)
-        processor = Qwen2VLProcessor(image_processor, tokenizer, video_processor)
+        kind = Qwen2_5_VLProcessor if model_type(folder) == "qwen2_5_vl" else Qwen2VLProcessor
+        processor = kind(image_processor, tokenizer, video_processor)
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval(), processor
 

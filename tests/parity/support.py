@@ -36,6 +36,8 @@ ATOL: Mapping[str, float] = {
     "llava": 1e-4,
     "llava-grouped": 1e-4,
     "qwen2_vl": 1e-4,
+    "qwen2_5_vl": 1e-4,
+    "qwen2_5_vl-nested": 1e-4,
     "phi3_v": 3e-4,
     "phi3_v-switch-32": 4e-3,
 }
@@ -45,12 +47,15 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, int]]] = {
     "llava": ("llava", {}),
     "llava-grouped": ("llava", {"kv_heads": 2}),
     "qwen2_vl": ("qwen2_vl", {}),
+    "qwen2_5_vl": ("qwen2_5_vl", {}),
+    "qwen2_5_vl-nested": ("qwen2_5_vl", {"nested": 1}),
     "phi3_v": ("phi3_v", {}),
     "phi3_v-switch-32": ("phi3_v", {"original_max_position": 32}),
 }
-FAMILIES = ("llava", "qwen2_vl", "phi3_v")
+FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "phi3_v")
+QWEN = ("qwen2_vl", "qwen2_5_vl")
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
-_KV_BYTES = {"llava": 16 * MIB, "qwen2_vl": 16 * MIB, "phi3_v": 48 * MIB}
+_KV_BYTES = {"llava": 16 * MIB, "qwen2_vl": 16 * MIB, "qwen2_5_vl": 16 * MIB, "phi3_v": 48 * MIB}
 
 
 def case_name(value: object) -> str | None:

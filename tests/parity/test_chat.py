@@ -11,7 +11,7 @@ from PIL import Image
 from fovea.llm import LLM
 from tests.oracle.checkpoints import picture
 from tests.oracle.reference import reference
-from tests.parity.support import FAMILIES, GREEDY, Checkpoints, Engines, ask, num_decided, tokens, words
+from tests.parity.support import FAMILIES, GREEDY, QWEN, Checkpoints, Engines, ask, num_decided, tokens, words
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 SEE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -48,7 +48,7 @@ def rendered(family: str, turns: list[tuple[str, str]]) -> str:
         return "".join(
             h + "<image>\n" * t.count("*") + "".join(f"{p} " for p in t.split("*") if p) for h, t in heads
         ) + ("ASSISTANT:")
-    if family == "qwen2_vl":
+    if family in QWEN:
         start = "" if turns[0][0] == "system" else SYSTEM
         body = "".join(f"<|im_start|>{r}\n{t.replace('*', SEE)}<|im_end|>\n" for r, t in turns)
         return f"{start}{body}<|im_start|>assistant\n"
@@ -100,7 +100,7 @@ def test_content_as_text_and_as_a_text_part_are_the_same(engines: Engines) -> No
         assert as_text == as_part
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "phi3_v"])
+@pytest.mark.parametrize("family", [*QWEN, "phi3_v"])
 def test_the_final_message_can_be_continued(engines: Engines, family: str) -> None:
     llm = engines.get(family)
     turns = [{"role": "user", "content": "What is a day?"}, {"role": "assistant", "content": "a day is"}]

@@ -11,7 +11,7 @@ import torch
 
 from tests.oracle.checkpoints import CASES, Case
 from tests.oracle.reference import Floats, image_features, pixels
-from tests.parity.support import FAMILIES, Checkpoints, Engines, answer, ask, ask_all, case_name, question, tokens
+from tests.parity.support import FAMILIES, QWEN, Checkpoints, Engines, answer, ask, ask_all, case_name, question, tokens
 
 PICTURES = [(variant, case) for variant in FAMILIES for case in CASES[variant] if case.sizes]
 
@@ -20,7 +20,7 @@ def embeddings(checkpoints: Checkpoints, variant: str, case: Case) -> object:
     """The oracle's features of the case's pictures in the form that the family takes."""
     folder, images = checkpoints.folder(variant), case.images()
     rows = image_features(folder, images)
-    if variant == "qwen2_vl":
+    if variant in QWEN:
         return {"image_embeds": np.concatenate(rows), "image_grid_thw": pixels(folder, images)["image_grid_thw"]}
     return rows
 

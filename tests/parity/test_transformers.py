@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from fovea.core.params import SamplingParams
+from fovea.families.registry import load_family
 from tests.oracle.checkpoints import CASES, Case
+from tests.oracle.reference import load as oracle
 from tests.oracle.reference import reference
 from tests.parity.support import (
     EVERY_CASE,
     FAMILIES,
     GREEDY,
+    QWEN,
     VARIANTS,
     Checkpoints,
     Engines,
@@ -21,6 +27,7 @@ from tests.parity.support import (
     assert_logits_agree,
     case_name,
     frames,
+    load,
     num_decided,
     prompt_logits,
     question,
@@ -66,7 +73,7 @@ def test_a_batch_of_all_cases_answers_each_as_the_reference(
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("variant", ["llava", "llava-grouped", "qwen2_vl", "phi3_v"])
+@pytest.mark.parametrize("variant", [*FAMILIES, "llava-grouped", "qwen2_5_vl-nested"])
 def test_other_weights_agree_too(checkpoints: Checkpoints, engines: Engines, variant: str, seed: int) -> None:
     llm = engines.get(variant, seed=seed)
     for case in CASES[VARIANTS[variant][0]]:
@@ -78,16 +85,64 @@ def test_other_weights_agree_too(checkpoints: Checkpoints, engines: Engines, var
         assert decided >= 8, "the checkpoint says too little"
 
 
+@pytest.mark.parametrize("variant", QWEN)
+def test_a_folder_that_transformers_saved_answers_as_the_published_one(
+    checkpoints: Checkpoints, tmp_path: Path, variant: str
+) -> None:
+    for part in oracle(checkpoints.folder(variant)):
+        part.save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists(), "it is inside processor_config.json"
+    (tmp_path / "generation_config.json").unlink()
+    with load(tmp_path) as llm:
+        published = load_family(checkpoints.folder(variant))
+        assert llm.family.spec == dataclasses.replace(published.spec, dtype="float32")
+        assert llm.family.stop_tokens() <= published.stop_tokens()
+        assert llm.family.stop_tokens()
+        for case in CASES[variant]:
+            assert tokens(ask(llm, question(case))) == answer(checkpoints.folder(variant), case).greedy
+
+
 @pytest.mark.parametrize("count", [4, 6])
-def test_video_frames_given_as_images_agree(checkpoints: Checkpoints, engines: Engines, count: int) -> None:
+@pytest.mark.parametrize("variant", QWEN)
+def test_video_frames_given_as_images_agree(
+    checkpoints: Checkpoints, engines: Engines, variant: str, count: int
+) -> None:
     prompt = f"<|im_start|>user\n{SEE * count}What is shown?<|im_end|>\n<|im_start|>assistant\n"
     images = frames(count, 70, 100)
-    want = reference(checkpoints.folder("qwen2_vl"), prompt, images)
-    output = ask(engines.get("qwen2_vl"), {"prompt": prompt, "multi_modal_data": {"image": images}})
+    want = reference(checkpoints.folder(variant), prompt, images)
+    output = ask(engines.get(variant), {"prompt": prompt, "multi_modal_data": {"image": images}})
     assert list(output.prompt_token_ids) == want.token_ids
     decided = num_decided(want.margins)
     assert decided >= 8
     assert tokens(output)[:decided] == want.greedy[:decided]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("variant", [*QWEN, "qwen2_5_vl-nested"])
+def test_prompts_that_no_checkpoint_was_chosen_for_agree(
+    checkpoints: Checkpoints, engines: Engines, variant: str, seed: int
+) -> None:
+    """Drawn at random: up to four pictures of any size, anywhere in the text; alone, then together, cold and warm."""
+    rng, llm = np.random.Generator(np.random.PCG64(seed)), engines.get(variant)
+    cases = [_drawn(rng, f"{seed}-{number}") for number in range(4)]
+    wants = [reference(checkpoints.folder(variant), c.prompt, c.images(), max_new_tokens=16) for c in cases]
+    for case, want in zip(cases, wants, strict=True):
+        llm.reset_prefix_cache()
+        assert_logits_agree(variant, prompt_logits(llm, question(case)), want.logits)
+    for _ in range(2):
+        outputs = ask_all(llm, [question(case) for case in cases])
+        for output, want in zip(outputs, wants, strict=True):
+            decided = num_decided(want.margins)
+            assert list(output.prompt_token_ids) == want.token_ids
+            assert tokens(output)[:decided] == want.greedy[:decided]
+
+
+def _drawn(rng: np.random.Generator, name: str) -> Case:
+    words = ["What", " is", " shown", " in", " the", " river", "?", " 7", "\n"]
+    parts = [*rng.choice(words, rng.integers(1, 30)), *[SEE] * rng.integers(0, 5)]
+    sizes = [(int(w), int(h), int(s)) for w, h, s in rng.integers(4, 420, (parts.count(SEE), 3))]
+    body = "".join(rng.permutation(parts))
+    return Case(name, f"<|im_start|>user\n{body}<|im_end|>\n<|im_start|>assistant\n", tuple(sizes))
 
 
 @pytest.mark.parametrize("size", [(28, 28), (300, 31), (31, 300), (57, 56), (56, 57), (700, 500)])

@@ -25,7 +25,7 @@ from fovea.pipeline import preparer as preparer_module
 from fovea.prompt.forms import parse_prompt
 from tests.bad_input.harness import image
 from tests.oracle.checkpoints import CASES
-from tests.parity.support import FAMILIES, Checkpoints, Engines, question
+from tests.parity.support import FAMILIES, QWEN, Checkpoints, Engines, question
 from tests.pipeline.support import chat, data_url, part, png, prepare, preparer, run
 
 
@@ -46,7 +46,7 @@ def test_spans_and_media_belong_together(engines: Engines, family: str) -> None:
         assert item.canvas is not None or item.pixels is not None
         assert len(item.key) == 32
     assert request.token_ids.count(placeholder or -1) == sum(span.length for span in request.spans)
-    assert (request.positions is None) == (family != "qwen2_vl")
+    assert (request.positions is None) == (family not in QWEN)
 
 
 def test_the_key_of_a_picture_covers_all_that_changes_its_rows(engines: Engines) -> None:

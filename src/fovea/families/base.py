@@ -49,8 +49,15 @@ class ModelFiles:
             folder=folder,
             config=read_json(folder, "config.json", required=True),
             generation=read_json(folder, "generation_config.json"),
-            preprocessor=read_json(folder, "preprocessor_config.json"),
+            preprocessor=_nested(read_json(folder, "processor_config.json"), "image_processor")
+            or read_json(folder, "preprocessor_config.json"),
         )
+
+
+def _nested(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Where transformers 5 saves what had a file of its own, which then goes before that file."""
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 class Family(ABC):
@@ -174,7 +181,7 @@ class Family(ABC):
     def stop_tokens(self) -> frozenset[int]:
         """Ids that end an answer."""
         ids: set[int] = set()
-        for source in (self.files.generation, self.files.config):
+        for source in (self.files.generation, self.files.config, _nested(self.files.config, "text_config")):
             value = source.get("eos_token_id") or []
             listed = value if isinstance(value, list) else [value]
             if any(isinstance(token, bool) or not isinstance(token, int) for token in listed):

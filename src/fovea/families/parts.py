@@ -124,8 +124,8 @@ def clip_unused(prefix: str, num_layers: int, total_layers: int) -> tuple[str, .
     return (*layers, f"{prefix}post_layernorm.", f"{prefix}embeddings.position_ids")
 
 
-def same_names(theirs: str, ours: str) -> dict[str, WeightSlot]:
-    return {f"{theirs}.{kind}": WeightSlot(f"{ours}.{kind}") for kind in ("weight", "bias")}
+def same_names(theirs: str, ours: str, kinds: tuple[str, ...] = ("weight", "bias")) -> dict[str, WeightSlot]:
+    return {f"{theirs}.{kind}": WeightSlot(f"{ours}.{kind}") for kind in kinds}
 
 
 def mrope_positions(

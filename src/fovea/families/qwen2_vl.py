@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fovea.core.errors import EmbeddingsError, InvalidOptionError, MediaError, MediaLimitError, UnsupportedModelError
 from fovea.core.types import ImagePlan, MediaSpan, PixelBudget
 from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
 from fovea.families.config_reader import Section
-from fovea.families.parts import decoder_weights, llama_decoder, mrope_positions, plain_rope, same_names
+from fovea.families.parts import decoder_weights, joined, llama_decoder, mrope_positions, plain_rope, same_names
 from fovea.families.spec import ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+BICUBIC = 3  # Pillow's number for it
 MAX_ASPECT = 200  # the published processor refuses more
 DEFAULT_MIN_PIXELS, DEFAULT_MAX_PIXELS = 56 * 56, 28 * 28 * 1280  # of transformers' Qwen2VLImageProcessor
+
+
+# What a config leaves out, where transformers' Qwen2VLTextConfig differs from Llama's; Qwen2.5-VL's are the same.
+TEXT_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "vocab_size": 152064,
+        "hidden_size": 8192,
+        "intermediate_size": 29568,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-5,
+    }
+)
 
 
 class Qwen2VL(Family):
@@ -27,13 +44,35 @@ class Qwen2VL(Family):
     processor_options = frozenset({"min_pixels", "max_pixels"})
 
     def read_spec(self) -> ModelSpec:
-        text = self.config.section("text_config") if "text_config" in self.config else self.config
+        """`text_config` holds the decoder where there is one; as first published, the config itself does."""
+        nested = "text_config" in self.config
+        values = self.config.get(dict, "text_config") if nested else self.files.config
+        text = Section({**TEXT_DEFAULTS, **values}, "config.json.text_config" if nested else "config.json")
         text.expect("use_sliding_window", False)
-        vision = self.config.section("vision_config")
-        vision.expect("hidden_act", "quick_gelu")
+        _expect_full_attention(text)
         decoder = llama_decoder(text, self._rope(text), qkv_bias=True, tied_head=self._tied(text))
+        vision = self.config.section("vision_config")
+        vision.expect("in_channels", 3)
+        tower, merge = self.read_tower(vision, decoder.hidden_size), vision.count("spatial_merge_size", 2)
+        self._read_preprocessor(tower, merge)
+        return ModelSpec(
+            decoder=decoder,
+            tower=tower,
+            projector=ProjectorSpec(
+                merge=merge, mid_width=tower.width * merge**2, out_width=decoder.hidden_size, norm=tower.norm
+            ),
+            encoder="merged_grid",
+            image_mean=self.triple("image_mean", CLIP_MEAN),
+            image_std=self.triple("image_std", CLIP_STD),
+            dtype=self.dtype("bfloat16"),
+        )
+
+    def read_tower(self, vision: Section, out_width: int) -> TowerSpec:
+        """`out_width`: the decoder's."""
+        vision.expect("hidden_act", "quick_gelu")
+        vision.expect("hidden_size", out_width, default=3584)
         embed_dim = vision.count("embed_dim", 1280)
-        tower = TowerSpec(
+        return TowerSpec(
             num_layers=vision.count("depth", 32),
             width=embed_dim,
             num_heads=vision.count("num_heads", 16),
@@ -42,24 +81,12 @@ class Qwen2VL(Family):
             norm_eps=1e-6,
             patch_px=vision.count("patch_size", 14),
             temporal_patch=vision.count("temporal_patch_size", 2),
-            rope_theta=10000.0,
-        )
-        merge = vision.count("spatial_merge_size", 2)
-        self._read_pixel_range()
-        return ModelSpec(
-            decoder=decoder,
-            tower=tower,
-            projector=ProjectorSpec(
-                merge=merge, mid_width=embed_dim * merge**2, out_width=decoder.hidden_size, norm=True
-            ),
-            encoder="merged_grid",
-            image_mean=self.triple("image_mean", CLIP_MEAN),
-            image_std=self.triple("image_std", CLIP_STD),
-            dtype=self.dtype("bfloat16"),
+            rope_theta=tower_theta(vision),
         )
 
     def _tied(self, text: Section) -> bool:
-        return self.config.get(bool, "tie_word_embeddings", text.get(bool, "tie_word_embeddings", False))
+        """One of both places is enough, as in transformers 5."""
+        return self.config.get(bool, "tie_word_embeddings", False) or text.get(bool, "tie_word_embeddings", False)
 
     def _rope(self, text: Section) -> Any:
         scaling = text.section("rope_scaling" if "rope_scaling" in text else "rope_parameters")
@@ -75,12 +102,20 @@ class Qwen2VL(Family):
         theta = text.positive("rope_theta", scaling.positive("rope_theta", 1e6))
         return plain_rope(theta, sections)
 
-    def _read_pixel_range(self) -> None:
-        size = self.preprocessor.section("size") if "size" in self.preprocessor else self.preprocessor
+    def _read_preprocessor(self, tower: TowerSpec, merge: int) -> None:
+        """The range of pixels; what else it says is what the model does."""
+        said = self.preprocessor
+        for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+            said.expect(key, True)
+        for key, value in (("resample", BICUBIC), ("rescale_factor", 1 / 255), ("merge_size", merge)):
+            said.expect(key, value)
+        said.expect("patch_size", tower.patch_px)
+        said.expect("temporal_patch_size", tower.temporal_patch)
+        size = said.section("size") if "size" in said else said
         fallback_min = size.count("shortest_edge", DEFAULT_MIN_PIXELS)
         fallback_max = size.count("longest_edge", DEFAULT_MAX_PIXELS)
-        self.min_pixels = self.preprocessor.count("min_pixels", fallback_min)
-        self.max_pixels = self.preprocessor.count("max_pixels", fallback_max)
+        self.min_pixels = said.count("min_pixels", fallback_min)
+        self.max_pixels = said.count("max_pixels", fallback_max)
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         checked = super().check_options(options)
@@ -184,18 +219,45 @@ class Qwen2VL(Family):
         return "<|vision_start|><|image_pad|><|vision_end|>"
 
     def weight_map(self) -> WeightMap:
+        tower = self.spec.tower
         slots = decoder_weights("model.", "lm_head", self.spec.decoder, fused=False)
         slots["visual.patch_embed.proj.weight"] = WeightSlot("encoder.tower.patch.weight")
-        names = {"norm1": "norm1", "norm2": "norm2", "attn.qkv": "qkv", "attn.proj": "out"}
-        for i in range(self.spec.tower.num_layers):
-            for theirs, ours in {**names, "mlp.fc1": "up", "mlp.fc2": "down"}.items():
-                slots |= same_names(f"visual.blocks.{i}.{theirs}", f"encoder.tower.blocks.{i}.{ours}")
-        slots |= same_names("visual.merger.ln_q", "encoder.projector.norm")
+        for i in range(tower.num_layers):
+            slots |= _block_weights(f"visual.blocks.{i}.", f"encoder.tower.blocks.{i}.", tower)
+        slots |= same_names("visual.merger.ln_q", "encoder.projector.norm", _norm_parts(tower))
         slots |= same_names("visual.merger.mlp.0", "encoder.projector.first")
         slots |= same_names("visual.merger.mlp.2", "encoder.projector.second")
         ignored = ("lm_head.",) if self.spec.decoder.tied_head else ()
         renames = (("model.language_model.", "model."), ("model.visual.", "visual."))
         return WeightMap(slots, ignored, renames)
+
+
+def tower_theta(vision: Section) -> float:
+    """Of the tower's rotary positions; transformers 5 saves what was a constant before."""
+    rope = vision.section("rope_parameters")
+    rope.expect("rope_type", "axial")
+    return rope.positive("rope_theta", 10000.0)
+
+
+def _expect_full_attention(text: Section) -> None:
+    for kind in text.get(list, "layer_types", []):
+        if kind != "full_attention":
+            raise UnsupportedModelError(f"config.json: 'layer_types' has {kind!r}; supported: 'full_attention'.")
+
+
+def _norm_parts(tower: TowerSpec) -> tuple[str, ...]:
+    return ("weight", "bias") if tower.norm == "layer" else ("weight",)
+
+
+def _block_weights(theirs: str, ours: str, tower: TowerSpec) -> dict[str, WeightSlot]:
+    slots = same_names(f"{theirs}attn.qkv", f"{ours}qkv") | same_names(f"{theirs}attn.proj", f"{ours}out")
+    for norm in ("norm1", "norm2"):
+        slots |= same_names(theirs + norm, ours + norm, _norm_parts(tower))
+    if not tower.gated:
+        return slots | same_names(f"{theirs}mlp.fc1", f"{ours}up") | same_names(f"{theirs}mlp.fc2", f"{ours}down")
+    rows = {"gate_proj": tower.mlp_width, "up_proj": tower.mlp_width}
+    slots |= joined(f"{theirs}mlp.", f"{ours}up", rows, ("weight", "bias"))
+    return slots | same_names(f"{theirs}mlp.down_proj", f"{ours}down")
 
 
 def smart_resize(width_px: int, height_px: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

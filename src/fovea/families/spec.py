@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activation = Literal["gelu", "quick_gelu", "silu"]
+NormKind = Literal["layer", "rms"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ class TowerSpec:
 
     `num_layers` counts the layers whose output is used: the feature layer -2 of CLIP's 24 means 23. `rope_theta` set
     means 2-D rotary positions and no table; else a table of `num_positions` learned positions. `temporal_patch` 2 means
-    that a still picture is repeated for both time slots.
+    that a still picture is repeated for both time slots. `gated`: the MLP is activation(gate) * up. `window` set means
+    that layers attend inside squares of so many merged patches a side, those of `full_layers` over the whole frame.
     """
 
     num_layers: int
@@ -82,6 +84,10 @@ class TowerSpec:
     patch_bias: bool = False
     num_positions: int = 0
     rope_theta: float | None = None
+    norm: NormKind = "layer"
+    gated: bool = False
+    window: int = 0
+    full_layers: tuple[int, ...] = ()
 
     @property
     def patch_values(self) -> int:
@@ -92,14 +98,14 @@ class TowerSpec:
 class ProjectorSpec:
     """From tower width to decoder width: linear, GELU (erf), linear, over `merge` x `merge` patches joined.
 
-    `norm`: LayerNorm on each patch before joining (Qwen2-VL's merger). `separators`: learned line and view separators
+    `norm`: on each patch before joining (Qwen2-VL's merger). `separators`: learned line and view separators
     before projection (Phi-3-vision).
     """
 
     merge: int
     mid_width: int
     out_width: int
-    norm: bool = False
+    norm: NormKind | None = None
     separators: bool = False
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "FEW_ROWS",
     "Norm",
     "add_layer_norm",
+    "add_rms_norm",
     "compile_kernels",
     "cut_patches",
     "linear_add",
@@ -66,6 +67,13 @@ def add_layer_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Ten
 
         return fused(x, y, norm.weight, norm.bias, norm.eps)
     return reference.add_layer_norm(x, y, norm)
+
+
+def add_rms_norm(x: Tensor, y: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
+    """x + y (or x alone) and its RMSNorm. On CUDA the sum takes the place of x."""
+    if y is not None:
+        x = x.add_(y) if x.is_cuda else x + y
+    return x, norm(x)
 
 
 def norm_qkv(

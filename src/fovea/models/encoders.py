@@ -2,12 +2,13 @@
 
 fixed        every picture is one tile of one size                        (LLaVA-1.5)
 hd_crops     a picture is a global view and a grid of tiles               (Phi-3-vision)
-merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL)
+merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, Qwen2.5-VL)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 
 from fovea import kernels as ops
 from fovea.families.spec import ModelSpec, ProjectorSpec
-from fovea.models.vision import VisionTower
+from fovea.models.vision import VisionTower, make_norm
 
-KNOWN_GRIDS = 32  # sizes whose patches' places are kept: half a megabyte each at the very most
+KNOWN_GRIDS = 32  # sizes whose patches' places are kept: less than a megabyte each at the very most
 
 
 class Projector(nn.Module):
@@ -27,7 +28,7 @@ class Projector(nn.Module):
         super().__init__()
         joined = width * spec.merge**2
         if spec.norm:
-            self.norm = nn.LayerNorm(width, eps=1e-6)
+            self.norm = make_norm(spec.norm, width, 1e-6)
         if spec.separators:
             self.line_separator = nn.Parameter(torch.empty(joined))
             self.view_separator = nn.Parameter(torch.empty(joined))
@@ -123,37 +124,84 @@ class HDCropsEncoder(ImageEncoder):
         return torch.cat((lines, separator), dim=1).flatten(0, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How the patches of one size lie in the tower. Without windows in merge-block order; else window by window."""
+
+    places: Tensor  # (row, column) of each patch in the tower's order [patches, 2]
+    order: Tensor | None  # the merge blocks in the tower's order [blocks]; None: as they are cut
+    windows: list[int]  # patches of each window
+
+
 class MergedGridEncoder(ImageEncoder):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        self._known_places: dict[tuple[int, int], Tensor] = {}
+        self._known_frames: dict[tuple[int, int], Frame] = {}
 
     def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
         merge = self.spec.projector.merge
         patches = self.cut(canvases, merge)
-        places = torch.cat([self._places(*grid[1:], device=patches.device).repeat(grid[0], 1) for grid in grids])
-        lengths = [rows * columns for frames, rows, columns in grids for _ in range(frames)]
-        x = self.tower.packed(patches, lengths, places)
+        frames = [self._frame(*grid[1:], device=patches.device) for grid in grids for _ in range(grid[0])]
+        order = _joined_order(frames)
+        if order is not None:
+            patches = patches.unflatten(0, (-1, merge**2))[order].flatten(0, 1)
+        places, lengths = torch.cat([frame.places for frame in frames]), [len(frame.places) for frame in frames]
+        x = self.tower.packed(patches, lengths, places, [n for frame in frames for n in frame.windows])
         merged = self.projector(self.projector.norm(x).unflatten(0, (-1, merge**2)).flatten(1))
+        if order is not None:
+            merged = torch.empty_like(merged).index_copy_(0, order, merged)
         return list(merged.split([t * h * w // merge**2 for t, h, w in grids]))
 
-    def _places(self, rows: int, columns: int, device: torch.device) -> Tensor:
-        """(row, column) of each patch in merge-block order [rows * columns, 2]; kept for the latest sizes."""
-        places = self._known_places.pop((rows, columns), None)
-        if places is None:
-            places = self._make_places(rows, columns, device)
-        self._known_places[rows, columns] = places
-        if len(self._known_places) > KNOWN_GRIDS:
-            del self._known_places[next(iter(self._known_places))]
-        return places
+    def _frame(self, rows: int, columns: int, device: torch.device) -> Frame:
+        """Kept for the latest sizes."""
+        frame = self._known_frames.pop((rows, columns), None)
+        if frame is None:
+            frame = self._make_frame(rows, columns, device)
+        self._known_frames[rows, columns] = frame
+        if len(self._known_frames) > KNOWN_GRIDS:
+            del self._known_frames[next(iter(self._known_frames))]
+        return frame
 
-    def _make_places(self, rows: int, columns: int, device: torch.device) -> Tensor:
-        merge = self.spec.projector.merge
-        places = torch.stack(
-            torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"), -1
-        )
-        blocks = places.unflatten(1, (-1, merge)).unflatten(0, (-1, merge)).transpose(1, 2)  # [R, C, m, m, 2]
-        return blocks.flatten(0, 3).int()
+    def _make_frame(self, rows: int, columns: int, device: torch.device) -> Frame:
+        merge, window = self.spec.projector.merge, self.spec.tower.window
+        blocks = _places(rows, columns, device).unflatten(1, (-1, merge)).unflatten(0, (-1, merge)).transpose(1, 2)
+        blocks = blocks.flatten(2, 3).flatten(0, 1).int()  # [blocks, merge * merge, 2]
+        if not window:
+            return Frame(blocks.flatten(0, 1), None, [])
+        order = window_order(rows // merge, columns // merge, window, device)
+        windows = [n * merge**2 for n in window_sizes(rows // merge, columns // merge, window)]
+        return Frame(blocks[order].flatten(0, 1), order, windows)
+
+
+def window_order(rows: int, columns: int, window: int, device: torch.device) -> Tensor:
+    """The cells of a grid window by window, in reading order inside each: [rows * columns]. Edge windows are cut."""
+    places = _places(rows, columns, device)
+    (top, left), (row, column) = (places // window).unbind(-1), (places % window).unbind(-1)
+    across = -(-columns // window)
+    return (((top * across + left) * window + row) * window + column).flatten().argsort()
+
+
+def window_sizes(rows: int, columns: int, window: int) -> list[int]:
+    """Cells of each window, in the order of `window_order`."""
+    heights, widths = ([min(window, side - i) for i in range(0, side, window)] for side in (rows, columns))
+    return [height * width for height in heights for width in widths]
+
+
+def _places(rows: int, columns: int, device: torch.device) -> Tensor:
+    """[rows, columns, 2]: each cell's own (row, column)."""
+    sides = (torch.arange(rows, device=device), torch.arange(columns, device=device))
+    return torch.stack(torch.meshgrid(*sides, indexing="ij"), -1)
+
+
+def _joined_order(frames: Sequence[Frame]) -> Tensor | None:
+    """The order of all frames behind one another."""
+    parts, start = [], 0
+    for frame in frames:
+        if frame.order is None:
+            return None
+        parts.append(frame.order + start)
+        start += len(frame.order)
+    return torch.cat(parts)
 
 
 ENCODERS: dict[str, type[ImageEncoder]] = {

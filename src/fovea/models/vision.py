@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fovea import kernels as ops
-from fovea.families.spec import Activation, TowerSpec
+from fovea.families.spec import Activation, NormKind, TowerSpec
 from fovea.kernels.batch import Segments
+from fovea.models.decoder import RMSNorm
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
@@ -21,29 +22,47 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
     return F.gelu(x) if kind == "gelu" else F.silu(x)
 
 
+def activate_gated(x: Tensor, kind: Activation) -> Tensor:
+    """activation(gate) * up for rows that hold gate and up side by side: [P, 2 * F] to [P, F]."""
+    if kind == "silu":
+        return ops.silu_mul(x)
+    gate, up = x.chunk(2, dim=-1)
+    return activate(gate, kind) * up
+
+
+def make_norm(kind: NormKind, width: int, eps: float) -> nn.LayerNorm | RMSNorm:
+    return nn.LayerNorm(width, eps) if kind == "layer" else RMSNorm(width, eps)
+
+
+def add_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm | RMSNorm) -> tuple[Tensor, Tensor]:
+    """x + y (or x alone) and its norm; the sum may be written over x."""
+    return ops.add_layer_norm(x, y, norm) if isinstance(norm, nn.LayerNorm) else ops.add_rms_norm(x, y, norm)
+
+
 class VisionBlock(nn.Module):
     def __init__(self, spec: TowerSpec) -> None:
         super().__init__()
         self.head_dim, self.activation = spec.width // spec.num_heads, spec.activation
-        self.norm1 = nn.LayerNorm(spec.width, spec.norm_eps)
+        self.activate = activate_gated if spec.gated else activate
+        self.norm1 = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.qkv = nn.Linear(spec.width, 3 * spec.width)
         self.out = nn.Linear(spec.width, spec.width)
-        self.norm2 = nn.LayerNorm(spec.width, spec.norm_eps)
-        self.up = nn.Linear(spec.width, spec.mlp_width)
+        self.norm2 = make_norm(spec.norm, spec.width, spec.norm_eps)
+        self.up = nn.Linear(spec.width, spec.mlp_width * (2 if spec.gated else 1))
         self.down = nn.Linear(spec.mlp_width, spec.width)
 
     def forward(
         self, x: Tensor, branch: Tensor | None, segments: Segments, rope: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """The residual stream [P, width] and what is still to be added to it, before and after the block."""
-        x, normed = ops.add_layer_norm(x, branch, self.norm1)
+        x, normed = add_norm(x, branch, self.norm1)
         heads = self.qkv(normed).view(x.shape[0], -1, self.head_dim)
         if rope is not None:
             heads = ops.rotate_qk(heads, *rope)
         q, k, v = heads.chunk(3, dim=1)
         attended = self.out(ops.segment_attention(q, k, v, segments).flatten(1))
-        x, normed = ops.add_layer_norm(x, attended, self.norm2)
-        return x, self.down(activate(self.up(normed), self.activation))
+        x, normed = add_norm(x, attended, self.norm2)
+        return x, self.down(self.activate(self.up(normed), self.activation))
 
 
 class VisionTower(nn.Module):
@@ -56,7 +75,7 @@ class VisionTower(nn.Module):
         if spec.num_positions:
             self.positions = nn.Parameter(torch.empty(spec.num_positions, spec.width))
         if spec.pre_norm:
-            self.pre_norm = nn.LayerNorm(spec.width, spec.norm_eps)
+            self.pre_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.blocks = nn.ModuleList(VisionBlock(spec) for _ in range(spec.num_layers))
 
     @property
@@ -75,17 +94,23 @@ class VisionTower(nn.Module):
         x = self._run((x + self.positions).flatten(0, 1), [first + num_patches] * num_tiles, None)
         return x.unflatten(0, (num_tiles, -1))[:, first:]
 
-    def packed(self, patches: Tensor, lengths: list[int], places: Tensor) -> Tensor:
-        """Segments of any lengths with rotary positions: [P, values] and (row, column) places [P, 2] to [P, width]."""
-        return self._run(self.patch(patches), lengths, self._rope(places))
+    def packed(self, patches: Tensor, lengths: list[int], places: Tensor, windows: list[int]) -> Tensor:
+        """Segments of any lengths with rotary positions: [P, values] and (row, column) places [P, 2] to [P, width].
 
-    def _run(self, x: Tensor, lengths: list[int], rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        segments = Segments.of(lengths, x.device)
+        `windows`: lengths of the shorter segments that they are made of, where the tower has windows.
+        """
+        return self._run(self.patch(patches), lengths, self._rope(places), windows)
+
+    def _run(
+        self, x: Tensor, lengths: list[int], rope: tuple[Tensor, Tensor] | None, windows: list[int] | None = None
+    ) -> Tensor:
+        whole = Segments.of(lengths, x.device)
+        near = Segments.of(windows, x.device) if self.spec.window and windows else whole
         if self.spec.pre_norm:
-            _, x = ops.add_layer_norm(x, None, self.pre_norm)
+            _, x = add_norm(x, None, self.pre_norm)
         branch = None
-        for block in self.blocks:
-            x, branch = block(x, branch, segments, rope)
+        for i, block in enumerate(self.blocks):
+            x, branch = block(x, branch, whole if i in self.spec.full_layers else near, rope)
         return x if branch is None else x + branch
 
     def _rope(self, places: Tensor) -> tuple[Tensor, Tensor]:
