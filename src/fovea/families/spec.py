@@ -66,7 +66,8 @@ class TowerSpec:
 
     `num_layers` counts the layers whose output is used: the feature layer -2 of CLIP's 24 means 23. `rope_theta` set
     means 2-D rotary positions and no table; else a table of `num_positions` learned positions. `temporal_patch` 2 means
-    that a still picture is repeated for both time slots.
+    that a still picture is repeated for both time slots. `feature_layers`: what comes out of the first so many layers
+    stands side by side, in this order (0: what goes into the first); without any, the last layer's output alone.
     """
 
     num_layers: int
@@ -82,6 +83,11 @@ class TowerSpec:
     patch_bias: bool = False
     num_positions: int = 0
     rope_theta: float | None = None
+    feature_layers: tuple[int, ...] = ()
+
+    @property
+    def out_width(self) -> int:
+        return self.width * max(1, len(self.feature_layers))
 
     @property
     def patch_values(self) -> int:
@@ -92,8 +98,9 @@ class TowerSpec:
 class ProjectorSpec:
     """From tower width to decoder width: linear, GELU (erf), linear, over `merge` x `merge` patches joined.
 
-    `norm`: LayerNorm on each patch before joining (Qwen2-VL's merger). `separators`: learned line and view separators
-    before projection (Phi-3-vision).
+    `norm`: LayerNorm on each patch before joining (Qwen2-VL's merger; VipLLaVA's patches of several layers).
+    `separators`: learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it
+    that ends each line (LLaVA-NeXT).
     """
 
     merge: int
@@ -101,9 +108,11 @@ class ProjectorSpec:
     out_width: int
     norm: bool = False
     separators: bool = False
+    norm_eps: float = 1e-6
+    newline: bool = False
 
 
-EncoderKind = Literal["fixed", "hd_crops", "merged_grid"]
+EncoderKind = Literal["fixed", "anyres", "hd_crops", "merged_grid"]
 
 
 @dataclass(frozen=True, slots=True)
