@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fovea.core.errors import ModelError, UnsupportedModelError
+from fovea.core.errors import UnsupportedModelError
 from fovea.families.config_reader import Section
 from fovea.families.parts import llama_decoder, plain_rope
 from fovea.families.spec import DecoderSpec
@@ -37,21 +37,22 @@ def text_decoder(config: Mapping[str, Any], *, tied_head: bool) -> DecoderSpec:
 
     Raises UnsupportedModelError for another model_type, and for settings of these that are not implemented.
     """
-    values = config.get("text_config") or {}
-    if not isinstance(values, dict):
-        raise ModelError(f"config.json: 'text_config' is {values!r}, expected dict.")
-    kind = values.get("model_type") or "llama"
+    where = "config.json.text_config"
+    values = Section(config, "config.json").get(dict, "text_config", {})
+    kind = Section(values, where).get(str, "model_type", "llama")
     if kind not in _DEFAULTS:
         known = ", ".join(map(repr, _DEFAULTS))
-        raise UnsupportedModelError(f"config.json.text_config: 'model_type' is {kind!r}; supported: {known}.")
-    text = Section({**_DEFAULTS[kind], **values}, "config.json.text_config")
+        raise UnsupportedModelError(f"{where}: 'model_type' is {kind!r}; supported: {known}.")
+    text = Section({**_DEFAULTS[kind], **values}, where)
     text.expect("rope_scaling")
     text.expect("attention_bias", False)
     text.expect("mlp_bias", False)
     text.expect("use_sliding_window", False)
+    if any(layer != "full_attention" for layer in text.get(list, "layer_types", [])):
+        raise UnsupportedModelError(f"{where}: 'layer_types' has others than 'full_attention'.")
     max_positions = text.count("max_position_embeddings", 2048)
     if kind == "mistral" and text.get(int, "sliding_window", max_positions) < max_positions:
-        raise UnsupportedModelError("config.json.text_config: 'sliding_window' is shorter than the context.")
+        raise UnsupportedModelError(f"{where}: 'sliding_window' is shorter than the context.")
     return llama_decoder(text, plain_rope(_theta(text)), qkv_bias=_QKV_BIAS[kind], tied_head=tied_head)
 
 

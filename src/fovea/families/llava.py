@@ -48,6 +48,7 @@ class Llava(Family):
     def _tower(self, vision: Section) -> TowerSpec:
         vision.expect("model_type", "clip_vision_model")
         vision.expect("hidden_act", "quick_gelu")
+        vision.expect("num_channels", 3)
         self._total_layers = vision.count("num_hidden_layers", 24)
         layers = self._feature_layers()
         return clip_tower(
