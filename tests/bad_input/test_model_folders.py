@@ -28,7 +28,7 @@ from fovea.families.registry import FAMILIES, load_family
 from fovea.llm import LLM
 from tests.bad_input.harness import FOREIGN
 from tests.oracle.checkpoints import CASES
-from tests.parity.support import FAMILIES as VARIANTS
+from tests.parity.support import EVERY_FAMILY as VARIANTS
 from tests.parity.support import MIB, Checkpoints, answer, ask, check_idle, load, question, tokens
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -95,6 +95,16 @@ def replaced(name: str, **changes: Any) -> Callable[[dict[str, torch.Tensor]], N
 
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+
+
+def edit_both(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        edit(CONFIG, change)(folder)
+        edit(PREPROCESSOR, change)(folder)
+
+    return apply
+
+
 BROKEN: dict[str, tuple[Callable[[Path], None], type[FoveaError], tuple[str, ...]]] = {
     "no config": (remove(CONFIG), ModelError, ("config.json",)),
     "an empty config": (write(CONFIG, ""), ModelError, ("config.json", "JSON")),
@@ -108,7 +118,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[FoveaError], tuple[str, ...
     "another architecture": (
         setting(CONFIG, "architectures", to=["LlavaForCausalLM"]),
         UnsupportedModelError,
-        ("LlavaForCausalLM", "LlavaForConditionalGeneration, Phi3VForCausalLM, Qwen2VLForConditionalGeneration"),
+        ("LlavaForCausalLM", "LlavaForConditionalGeneration, ", "Phi3VForCausalLM, Qwen2VLForConditionalGeneration"),
     ),
     "a mistyped architecture": (
         setting(CONFIG, "architectures", to=["Qwen2VLForConditionalGenerations"]),
@@ -129,9 +139,29 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[FoveaError], tuple[str, ...
     ),
     "a section that is a list": (setting(CONFIG, "text_config", to=[]), ModelError, ("'text_config'", "dict")),
     "another decoder": (
-        setting(CONFIG, "text_config", "model_type", to="mistral"),
+        setting(CONFIG, "text_config", "model_type", to="gemma"),
         UnsupportedModelError,
-        ("'model_type'", "'mistral'", "'llama'"),
+        ("'model_type'", "'gemma'", "'llama', 'mistral', 'qwen2'"),
+    ),
+    "a decoder with a short window": (
+        edit(CONFIG, lambda content: content["text_config"].update(model_type="mistral", sliding_window=4095)),
+        UnsupportedModelError,
+        ("sliding_window",),
+    ),
+    "a decoder with biases": (
+        setting(CONFIG, "text_config", "attention_bias", to=True),
+        UnsupportedModelError,
+        ("attention_bias",),
+    ),
+    "a projector without biases": (
+        setting(CONFIG, "multimodal_projector_bias", to=False),
+        UnsupportedModelError,
+        ("multimodal_projector_bias",),
+    ),
+    "a layer that is not there": (
+        setting(CONFIG, "vision_feature_layer", to=[-2, 5]),
+        ModelError,
+        ("vision_feature_layer", "-5 to 4"),
     ),
     "another tower": (
         setting(CONFIG, "vision_config", "model_type", to="siglip_vision_model"),
@@ -200,6 +230,33 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[FoveaError], tuple[str, ...
     "a broken tokenizer": (write("tokenizer.json", "{}"), ModelError, ("tokenizer.json",)),
     "a template with an error": (write("chat_template.jinja", "{% if %}"), ModelError, ("template",)),
 }
+
+
+NEXT_BROKEN: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "fields that differ": (setting(PREPROCESSOR, "image_grid_pinpoints", to=[[56, 56]]), ("differs", PREPROCESSOR)),
+    "a field that is not made of tiles": (
+        edit_both(lambda content: content.update(image_grid_pinpoints=[[56, 100]])),
+        ("[56, 100]", "multiples of the tower's 56"),
+    ),
+    "a field of too many tiles": (
+        edit_both(lambda content: content.update(image_grid_pinpoints=[[560, 560]])),
+        ("[560, 560]", "at most 64 tiles"),
+    ),
+    "no newline": (setting(CONFIG, "use_image_newline_parameter", to=False), ("use_image_newline_parameter",)),
+    "another filter": (setting(PREPROCESSOR, "resample", to=2), ("'resample' is 2",)),
+    "no resizing": (setting(PREPROCESSOR, "do_resize", to=False), ("do_resize",)),
+    "tiles of another size": (setting(PREPROCESSOR, "size", to={"shortest_edge": 28}), ("'size'", "28", "56")),
+}
+
+
+@pytest.mark.parametrize("name", NEXT_BROKEN)
+def test_what_tiles_cannot_be_is_refused(checkpoints: Checkpoints, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(checkpoints.folder("llava_next"), tmp_path / "model"))
+    spoil, says = NEXT_BROKEN[name]
+    spoil(folder)
+    with pytest.raises(UnsupportedModelError) as caught:
+        load_family(folder)
+    assert all(part in str(caught.value) for part in says), str(caught.value)
 
 
 @pytest.fixture

@@ -13,11 +13,13 @@ from fovea.core.types import ImagePlan, PixelBudget
 from fovea.families.base import LOW_DETAIL_PIXELS, Family
 from fovea.families.qwen2_vl import largest_fitting
 from fovea.families.registry import load_family
-from tests.parity.support import FAMILIES, Checkpoints
+from tests.parity.support import EVERY_FAMILY, Checkpoints
 
 MANY = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 OPTIONS: dict[str, dict[str, int]] = {
     "llava": {},
+    "llava_next": {},
+    "vipllava": {},
     "qwen2_vl": {"max_pixels": 1280 * 784},
     "qwen2_5_vl": {"max_pixels": 1280 * 784},
     "phi3_v": {"num_crops": 16},
@@ -27,7 +29,7 @@ SIDES = st.integers(1, 6000)
 
 @pytest.fixture(scope="module")
 def families(checkpoints: Checkpoints) -> dict[str, Family]:
-    return {family: load_family(checkpoints.folder(family)) for family in FAMILIES}
+    return {family: load_family(checkpoints.folder(family)) for family in EVERY_FAMILY}
 
 
 def area(plan: ImagePlan) -> int:
@@ -43,16 +45,17 @@ def planned(family: Family, width: int, height: int, budget: PixelBudget) -> Ima
 
 
 def _name(family: Family) -> str:
-    return {"Llava": "llava", "Qwen2VL": "qwen2_vl", "Qwen2_5VL": "qwen2_5_vl", "Phi3V": "phi3_v"}[
-        type(family).__name__
-    ]
+    names = {"Llava": "llava", "Qwen2VL": "qwen2_vl", "Qwen2_5VL": "qwen2_5_vl", "Phi3V": "phi3_v"}
+    return (names | {"LlavaNext": "llava_next", "VipLlava": "vipllava"})[type(family).__name__]
 
 
 def least(family: Family) -> int:
-    return {"llava": 56 * 56, "qwen2_vl": 784, "qwen2_5_vl": 784, "phi3_v": 336 * 336}[_name(family)]
+    tile = 56 * 56
+    sides = {"llava": tile, "vipllava": tile, "llava_next": 2 * tile, "phi3_v": 336 * 336}
+    return (sides | {"qwen2_vl": 784, "qwen2_5_vl": 784})[_name(family)]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EVERY_FAMILY)
 @given(width=SIDES, height=SIDES, share=st.floats(0, 1), detail=st.sampled_from(["auto", "low", "high"]))
 @MANY
 def test_a_cap_is_kept(
@@ -64,14 +67,14 @@ def test_a_cap_is_kept(
     assert area(planned(family, width, height, PixelBudget(detail, cap))) <= cap
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EVERY_FAMILY)
 @given(width=SIDES, height=SIDES)
 @MANY
 def test_low_detail_is_at_most_512_by_512(families: dict[str, Family], name: str, width: int, height: int) -> None:
     assert area(planned(families[name], width, height, PixelBudget("low"))) <= LOW_DETAIL_PIXELS
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EVERY_FAMILY)
 @given(width=SIDES, height=SIDES, detail=st.sampled_from(["auto", "high"]))
 @MANY
 def test_auto_and_high_are_what_the_options_say(
@@ -95,7 +98,7 @@ def test_a_least_is_kept_where_the_most_leaves_room(
         assert used >= low
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EVERY_FAMILY)
 @given(width=SIDES, height=SIDES)
 @MANY
 def test_the_token_grid_lies_over_the_canvas(families: dict[str, Family], name: str, width: int, height: int) -> None:
@@ -103,6 +106,10 @@ def test_the_token_grid_lies_over_the_canvas(families: dict[str, Family], name: 
     family = families[name]
     plan = planned(family, width, height, PixelBudget())
     rows, columns = family.token_grid(plan)
+    if name == "llava_next":  # of the part of the canvas that is no margin
+        assert rows * 14 <= plan.canvas_height_px
+        assert columns * 14 <= plan.canvas_width_px
+        return
     assert plan.canvas_height_px * columns == plan.canvas_width_px * rows
     assert rows * columns == plan.num_tokens if name != "phi3_v" else rows * columns < plan.num_tokens
 
@@ -128,7 +135,7 @@ def test_no_wish_is_refused_by_a_server_with_less(families: dict[str, Family]) -
         assert plan == families["qwen2_vl"].plan_image(2000, 1500, options)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_the_range_is_named(families: dict[str, Family], name: str) -> None:
     family = families[name]
     low, high = least(family), family.most_pixels(OPTIONS[name])

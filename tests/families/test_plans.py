@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlavaNextProcessor
+from transformers.image_processing_utils import select_best_resolution
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches, unpad_image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference_resize
 
 from fovea.core.errors import MediaLimitError
 from fovea.families.base import Family
+from fovea.families.llava_next import LlavaNext, best_resolution
 from fovea.families.phi3_v import crop_columns
 from fovea.families.qwen2_vl import smart_resize
 from fovea.families.registry import load_family
@@ -21,24 +29,88 @@ from fovea.media.source import PilSource
 from fovea.media.transform import apply_plan
 from tests.oracle.checkpoints import CASES, QWEN_TOKENS, Case, picture
 from tests.oracle.reference import pixels, positions
-from tests.parity.support import FAMILIES, QWEN, Checkpoints, Engines, answer
+from tests.parity.support import EVERY_FAMILY, QWEN, Checkpoints, Engines, answer
 
 SIZES = [(1, 1), (28, 28), (56, 57), (57, 56), (333, 56), (56, 333), (640, 480), (480, 640), (337, 336), (999, 1000)]
 
 
 @pytest.fixture(scope="module")
 def families(checkpoints: Checkpoints) -> dict[str, Family]:
-    return {family: load_family(checkpoints.folder(family)) for family in FAMILIES}
+    return {family: load_family(checkpoints.folder(family)) for family in EVERY_FAMILY}
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", ["llava", "vipllava"])
 def test_llava_canvases_are_the_reference_pixels(
-    checkpoints: Checkpoints, families: dict[str, Family], size: tuple[int, int]
+    checkpoints: Checkpoints, families: dict[str, Family], name: str, size: tuple[int, int]
 ) -> None:
-    image, family = picture(*size, seed=3), families["llava"]
-    want = pixels(checkpoints.folder("llava"), [image])["pixel_values"][0]
+    image, family = picture(*size, seed=3), families[name]
+    want = pixels(checkpoints.folder(name), [image])["pixel_values"][0]
     canvas = apply_plan(decode(PilSource(image)), family.plan_image(*size, {}))
     np.testing.assert_allclose(_normalised(canvas, family), want, atol=1e-6)
+
+
+# Wide, tall, square, tiny, larger than every field, and lines so thin that nothing of them is left in a field.
+NEXT_SIZES = [*SIZES, (112, 56), (168, 56), (300, 57), (57, 300), (112, 112), (40, 39), (113, 57), (600, 3), (2, 900)]
+
+
+@pytest.mark.parametrize("size", NEXT_SIZES, ids=str)
+def test_llava_next_canvases_are_the_reference_pixels_to_the_bit(
+    checkpoints: Checkpoints, families: dict[str, Family], size: tuple[int, int]
+) -> None:
+    """The overview first, then the tiles in reading order: each level of each colour is the reference's own."""
+    image, family = picture(*size, seed=3), families["llava_next"]
+    views = pixels(checkpoints.folder("llava_next"), [image])["pixel_values"][0]
+    plan = family.plan_image(*size, {})
+    canvas = apply_plan(decode(PilSource(image)), plan)
+    field, below = canvas[: plan.canvas_height_px], canvas[plan.canvas_height_px :]
+    tiles = [field[y : y + 56, x : x + 56] for y in range(0, len(field), 56) for x in range(0, field.shape[1], 56)]
+    ours = [below[:, :56], *tiles]
+    assert len(ours) == len(views) == plan.num_patches // 16
+    assert not below[:, 56:].any()
+    levels = np.array(views) * np.array(family.spec.image_std)[:, None, None]
+    levels = (levels + np.array(family.spec.image_mean)[:, None, None]) * 255
+    np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
+    np.testing.assert_array_equal(np.rint(levels).transpose(0, 2, 3, 1), np.stack(ours))
+
+
+class _Published(LlavaNext):
+    """The sizes of llava-v1.6, or others, without a folder."""
+
+    def __init__(self, spec: Any, pinpoints: list[tuple[int, int]]) -> None:
+        self.spec, self.pinpoints = spec, tuple(pinpoints)
+
+
+def _published(family: Family, side: int, fields: list[tuple[int, int]]) -> _Published:
+    tile = side * 14
+    return _Published(replace(family.spec, tile_px=tile), [(rows * tile, columns * tile) for rows, columns in fields])
+
+
+FIELDS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=7)
+LONG = st.one_of(st.integers(1, 40), st.integers(1, 6000))
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(width=LONG, height=LONG, side=st.sampled_from([4, 5, 24]), fields=FIELDS)
+def test_llava_next_counts_are_transformers_own(
+    families: dict[str, Family], width: int, height: int, side: int, fields: list[tuple[int, int]]
+) -> None:
+    family = _published(families["llava_next"], side, fields)
+    pinpoints = [list(pinpoint) for pinpoint in family.pinpoints]
+    assert best_resolution(width, height, family.pinpoints) == select_best_resolution((height, width), pinpoints)
+    tile = side * 14
+    processor = SimpleNamespace(
+        image_processor=SimpleNamespace(image_grid_pinpoints=pinpoints), patch_size=14, num_additional_image_tokens=1
+    )
+    processor._get_unpadded_features = partial(LlavaNextProcessor._get_unpadded_features, processor)
+    counted: Any = LlavaNextProcessor._get_number_of_features
+    plan = family.plan_image(width, height, {})
+    assert plan.num_tokens == counted(processor, height, width, tile, tile) - 1
+    assert plan.num_tokens in family._possible_counts()
+    assert plan.num_patches == image_size_to_num_patches([height, width], pinpoints, tile) * side**2
+    shape = (1, plan.canvas_height_px // 14, plan.canvas_width_px // 14)
+    assert plan.grid[1:] == tuple(unpad_image(torch.empty(shape), [height, width]).shape[1:])
+    assert max(plan.num_patches, plan.num_tokens) <= family.largest_picture({})
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -95,7 +167,7 @@ def test_phi_never_uses_more_crops_than_permitted(width: int, height: int, num_c
     assert (columns + 1) * math.ceil((columns + 1) / ratio) > num_crops, "one more column would not fit"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(width=st.integers(1, 4000), height=st.integers(1, 4000))
 def test_a_plan_agrees_with_itself(families: dict[str, Family], family: str, width: int, height: int) -> None:
@@ -107,7 +179,7 @@ def test_a_plan_agrees_with_itself(families: dict[str, Family], family: str, wid
         assert max(width, height) / min(width, height) > 200
         return
     assert min(plan.canvas_width_px, plan.canvas_height_px) >= made.spec.tower.patch_px
-    if plan.crop is None and plan.pad is None:
+    if plan.crop is None and plan.pad is None and plan.view is None:
         assert (plan.canvas_width_px, plan.canvas_height_px) == (plan.resize_width_px, plan.resize_height_px)
     if max(width, height) <= 20 * min(width, height):
         assert plan.num_patches <= made.largest_picture({})
@@ -116,6 +188,11 @@ def test_a_plan_agrees_with_itself(families: dict[str, Family], family: str, wid
     if family == "phi3_v":
         assert (plan.canvas_width_px, plan.canvas_height_px) == (columns * 336, rows * 336)
         assert plan.num_tokens == (rows * columns + 1) * 144 + 1 + (rows + 1) * 12
+    elif family == "llava_next":
+        assert rows * patch <= plan.canvas_height_px
+        assert columns * patch <= plan.canvas_width_px
+        assert plan.num_patches == plan.canvas_width_px * plan.canvas_height_px // patch**2 + 16
+        assert plan.num_tokens == 16 + rows * (columns + 1)
     else:
         assert (plan.canvas_width_px, plan.canvas_height_px) == (columns * patch, rows * patch)
         assert plan.num_patches == rows * columns == plan.num_tokens * made.spec.projector.merge**2
@@ -166,6 +243,8 @@ def test_text_has_plain_positions_in_every_family(families: dict[str, Family]) -
 def test_stop_tokens_are_those_of_the_folder(engines: Engines) -> None:
     ends = {
         "llava": {"</s>"},
+        "llava_next": {"</s>"},
+        "vipllava": {"</s>"},
         "qwen2_vl": {"<|im_end|>", "<|endoftext|>"},
         "qwen2_5_vl": {"<|im_end|>", "<|endoftext|>"},
         "phi3_v": {"</s>", "<|end|>", "<|endoftext|>"},

@@ -16,6 +16,7 @@ from fovea.core.params import SamplingParams
 from fovea.llm import LLM
 from tests.oracle.checkpoints import CASES, Case
 from tests.parity.support import (
+    EVERY_FAMILY,
     FAMILIES,
     GREEDY,
     MIB,
@@ -71,7 +72,7 @@ def test_neighbours_and_their_order_change_nothing(checkpoints: Checkpoints, eng
 
 
 @pytest.mark.parametrize("max_num_batched_tokens", [16, 17, 64])
-@pytest.mark.parametrize("variant", FAMILIES)
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
 def test_chunks_change_nothing(
     checkpoints: Checkpoints, engines: Engines, variant: str, max_num_batched_tokens: int
 ) -> None:
@@ -80,7 +81,7 @@ def test_chunks_change_nothing(
     assert got(engines, variant, cases, **options) == want(checkpoints, variant, cases)
 
 
-@pytest.mark.parametrize("variant", FAMILIES)
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
 def test_the_smallest_chunks_cut_several_pictures_and_change_nothing(
     checkpoints: Checkpoints, engines: Engines, variant: str
 ) -> None:
@@ -117,7 +118,7 @@ def test_a_warm_prefix_cache_changes_nothing(checkpoints: Checkpoints, engines: 
         llm.reset_prefix_cache()
 
 
-@pytest.mark.parametrize("variant", FAMILIES)
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
 def test_a_warm_encoder_cache_changes_nothing(checkpoints: Checkpoints, engines: Engines, variant: str) -> None:
     """Without prefix caching, so that the pictures' rows are read again."""
     llm = engines.get(variant, enable_prefix_caching=False)

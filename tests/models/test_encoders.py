@@ -15,10 +15,12 @@ from fovea.models.encoders import window_order, window_sizes
 from fovea.models.vlm import VLM
 from tests.oracle.checkpoints import picture
 from tests.oracle.reference import image_features
-from tests.parity.support import FAMILIES, Checkpoints, Engines
+from tests.parity.support import EVERY_FAMILY, Checkpoints, Engines
 
 SIZES = {
     "llava": [(90, 60), (40, 120), (56, 56), (300, 57), (13, 9)],
+    "llava_next": [(90, 60), (40, 120), (56, 56), (300, 57), (13, 9), (112, 112), (400, 131), (9, 200), (600, 3)],
+    "vipllava": [(90, 60), (40, 120), (56, 56), (13, 9)],
     "qwen2_vl": [(100, 70), (30, 20), (400, 300), (84, 200), (14, 700), (28, 28)],
     "qwen2_5_vl": [(100, 70), (30, 20), (400, 300), (84, 84), (84, 200), (14, 700), (168, 252), (28, 28)],
     "phi3_v": [(300, 200), (160, 220), (60, 250), (5, 5)],
@@ -34,7 +36,7 @@ def items(engines: Engines, family: str, images: list[Image.Image]) -> list[Medi
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_rows_are_the_reference_rows(checkpoints: Checkpoints, engines: Engines, family: str) -> None:
     images = [picture(*size, seed=i) for i, size in enumerate(SIZES[family])]
     with torch.inference_mode():
@@ -43,7 +45,7 @@ def test_rows_are_the_reference_rows(checkpoints: Checkpoints, engines: Engines,
         np.testing.assert_allclose(rows.numpy(), want, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_neighbours_in_a_pass_do_not_change_a_picture(engines: Engines, family: str) -> None:
     made = items(engines, family, [picture(*size, seed=i) for i, size in enumerate(SIZES[family])])
     model = engines.get(family).engine.model
@@ -56,7 +58,7 @@ def test_neighbours_in_a_pass_do_not_change_a_picture(engines: Engines, family: 
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_the_number_of_rows_is_what_was_planned(engines: Engines, family: str) -> None:
     made = items(engines, family, [picture(*size, seed=i) for i, size in enumerate(SIZES[family])])
     with torch.inference_mode():

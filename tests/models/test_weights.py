@@ -14,7 +14,7 @@ from fovea.families.registry import load_family
 from fovea.families.spec import WeightMap, WeightSlot
 from fovea.models.vlm import VLM
 from fovea.models.weights import build_empty, checkpoint_files, fill_dummy, load_weights
-from tests.parity.support import FAMILIES, Checkpoints
+from tests.parity.support import EVERY_FAMILY, Checkpoints
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[VLM, Famil
     return model, family
 
 
-@pytest.mark.parametrize("variant", [*FAMILIES, "llava-grouped"])
+@pytest.mark.parametrize("variant", [*EVERY_FAMILY, "llava-grouped", "llava_next-qwen2"])
 def test_every_slot_holds_its_tensor(checkpoints: Checkpoints, variant: str) -> None:
     folder = checkpoints.folder(variant)
     model, family = loaded(folder)
@@ -44,14 +44,14 @@ def test_every_slot_holds_its_tensor(checkpoints: Checkpoints, variant: str) -> 
     assert used == sum(parameter.numel() for parameter in parameters.values())
 
 
-@pytest.mark.parametrize("variant", FAMILIES)
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
 def test_weights_are_cast_to_the_type_that_was_asked_for(checkpoints: Checkpoints, variant: str) -> None:
     model, _ = loaded(checkpoints.folder(variant), torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("variant", FAMILIES)
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
 def test_every_single_missing_tensor_is_noticed(checkpoints: Checkpoints, tmp_path: Path, variant: str) -> None:
     folder = checkpoints.folder(variant)
     family, published = load_family(folder), load_file(folder / "model.safetensors")

@@ -91,6 +91,25 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         ),
         Case("text", "<|user|>\nTell me a story about the river and the sea.<|end|>\n<|assistant|>\n"),
     ),
+    # Wide and tall, larger than the largest field, tiny, square; margins of an odd number of pixels.
+    "llava_next": (
+        Case("one", "USER: <image>\nWhat is shown in this picture? ASSISTANT:", ((90, 60, 1),)),
+        Case(
+            "several",
+            "USER: <image>\nThis is the first picture. <image>\n<image>\n<image>\nHow do they differ? ASSISTANT:",
+            ((40, 120, 2), (400, 131, 3), (9, 7, 4), (112, 112, 5)),
+        ),
+        Case("text", "USER: Tell me a story about the river and the sea. ASSISTANT:"),
+    ),
+    "vipllava": (
+        Case("one", "###Human: <image>\nWhat is shown in this picture?###Assistant:", ((90, 60, 1),)),
+        Case(
+            "several",
+            "###Human: <image>\nThis is the first picture. <image>\n<image>\nHow do they differ?###Assistant:",
+            ((40, 120, 2), (200, 130, 3), (56, 56, 4)),
+        ),
+        Case("text", "###Human: Tell me a story about the river and the sea.###Assistant:"),
+    ),
 }
 
 
@@ -103,6 +122,10 @@ CASES = {**CASES, "qwen2_5_vl": CASES["qwen2_vl"]}
 # more than 0.03 and few tokens repeat.
 _FIRST_SEED = {
     "llava": 295,
+    "llava_next": 92,
+    "llava_next-mistral": 95,
+    "llava_next-qwen2": 113,
+    "vipllava": 17,
     "qwen2_vl": 91,
     "qwen2_5_vl": 1,
     "qwen2_5_vl-nested": 3,
@@ -357,20 +380,27 @@ def _llava_config(image_id: int, kv_heads: int) -> dict[str, Any]:
 def _llava_weights(config: dict[str, Any], seed: int) -> _Tensors:
     text, vision, image_id = config["text_config"], config["vision_config"], config["image_token_index"]
     width, vocab = text["hidden_size"], text["vocab_size"]
-    t = _Tensors(_FIRST_SEED["llava"] + seed, torch.float16)
+    first = _FIRST_SEED.get(f"{config['model_type']}-{text['model_type']}", _FIRST_SEED[config["model_type"]])
+    t = _Tensors(first + seed, torch.float16)
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
     sizes = (vision["hidden_size"], vision["intermediate_size"], vision["num_hidden_layers"], patches)
     _clip(t, "vision_tower.vision_model", *sizes)
-    t.linear("multi_modal_projector.linear_1", width, vision["hidden_size"], gain=0.8, bias=True)
+    joined = vision["hidden_size"] * len(config.get("vision_feature_layers", [-2]))
+    if config["model_type"] == "vipllava":
+        t.norm("multi_modal_projector.projector_layernorm", joined, bias=True)
+    t.linear("multi_modal_projector.linear_1", width, joined, gain=0.8, bias=True)
     t.linear("multi_modal_projector.linear_2", width, width, gain=0.8, bias=True)
     t.normal("language_model.model.embed_tokens.weight", vocab, width, std=1.0)
     kv_width = width // text["num_attention_heads"] * text["num_key_value_heads"]
     for index in range(text["num_hidden_layers"]):
         layer = f"language_model.model.layers.{index}"
-        _split_layer(t, layer, width=width, mlp=text["intermediate_size"], kv_width=kv_width, bias=False)
+        bias = text["model_type"] == "qwen2"
+        _split_layer(t, layer, width=width, mlp=text["intermediate_size"], kv_width=kv_width, bias=bias)
     t.norm("language_model.model.norm", width)
     head = t.normal("language_model.lm_head.weight", vocab, width, std=2.2 * width**-0.5)
     _mute(head, [0, 1, 2, *range(image_id, vocab)], 0.0)
+    if config["model_type"] == "llava_next":
+        t.normal("image_newline", width, std=0.8)
     return t
 
 
@@ -430,6 +460,67 @@ def _llava_files(tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, dict
             "use_default_system_prompt": False,
         },
     }
+
+
+# --------------------------------------------------------------------------------------------- LLaVA-NeXT, VipLLaVA
+
+PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]  # the published ones, for tiles of 56
+# What each backbone's published config says beside the sizes (v1.6-vicuna, v1.6-mistral, and Qwen2's own).
+_TEXTS: Mapping[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {
+        "_name_or_path": "mistralai/Mistral-7B-Instruct-v0.2",
+        "architectures": ["MistralForCausalLM"],
+        "max_position_embeddings": 32768,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+    },
+    "qwen2": {
+        "_name_or_path": "Qwen/Qwen2-7B-Instruct",
+        "architectures": ["Qwen2ForCausalLM"],
+        "max_position_embeddings": 32768,
+        "max_window_layers": 3,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "use_sliding_window": False,
+    },
+}
+
+
+def build_llava_next(folder: str | Path, *, seed: int = 0, text: str = "llama") -> Path:
+    """LLaVA-1.6: LLaVA's parts, up to four tiles a picture and a row that ends each line; its backbones."""
+    return _build_kin(folder, "llava_next", seed, _TEXTS[text] | {"model_type": text})
+
+
+def build_vipllava(folder: str | Path, *, seed: int = 0) -> Path:
+    """VipLLaVA: LLaVA's parts and a projector over four layers' outputs, the first one's input among them."""
+    return _build_kin(folder, "vipllava", seed, {})
+
+
+def _build_kin(folder: str | Path, model_type: str, seed: int, text: dict[str, Any]) -> Path:
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _llama_tokenizer([_special("<image>"), _special("<pad>")], end_rstrip=False)
+    config = _llava_config(_id(tokenizer, "<image>"), 2) | {"model_type": model_type}
+    config["text_config"] |= text
+    if model_type == "llava_next":
+        config |= {"architectures": ["LlavaNextForConditionalGeneration"], "image_grid_pinpoints": PINPOINTS}
+        config["use_image_newline_parameter"] = True
+    else:
+        del config["vision_feature_layer"], config["vision_feature_select_strategy"]
+        config |= {"architectures": ["VipLlavaForConditionalGeneration"], "vision_feature_layers": [-2, -5, -4, 2]}
+        config["projector_layernorm_eps"] = 1e-05
+    files = _llava_files(tokenizer, config)
+    if model_type == "llava_next":
+        more = {"image_processor_type": "LlavaNextImageProcessor", "aspect_ratio_setting": "anyres", "do_pad": True}
+        files["preprocessor_config.json"] |= more | {"image_grid_pinpoints": PINPOINTS}
+        for name in ("preprocessor_config.json", "processor_config.json", "tokenizer_config.json"):
+            files[name]["processor_class"] = "LlavaNextProcessor"
+    _llava_weights(config, seed).save(folder)
+    _write(folder, tokenizer, files)
+    (folder / "chat_template.jinja").write_text(LLAVA_TEMPLATE, encoding="utf-8")
+    return folder
 
 
 # ---------------------------------------------------------------------------------------------------------- Qwen2-VL
@@ -886,6 +977,8 @@ def _phi_files(tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, dict[s
 
 BUILDERS: Mapping[str, Callable[..., Path]] = {
     "llava": build_llava,
+    "llava_next": build_llava_next,
+    "vipllava": build_vipllava,
     "qwen2_vl": build_qwen2_vl,
     "qwen2_5_vl": build_qwen2_5_vl,
     "phi3_v": build_phi3_v,

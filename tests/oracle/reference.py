@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
@@ -26,6 +27,11 @@ from transformers import (
 )
 
 Floats = npt.NDArray[np.float32]
+LLAVA_PROCESSORS: dict[str, Any] = {
+    "llava": LlavaProcessor,
+    "llava_next": LlavaNextProcessor,
+    "vipllava": LlavaProcessor,
+}
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,11 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     processor: Any
-    if model_type(folder) == "llava":
+    if model_type(folder) in LLAVA_PROCESSORS:
         settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
         settings.pop("processor_class")
-        processor = LlavaProcessor(image_processor=image_processor, tokenizer=tokenizer, **settings)
+        made = LLAVA_PROCESSORS[model_type(folder)]
+        processor = made(image_processor=image_processor, tokenizer=tokenizer, **settings)
     else:
         video_processor = Qwen2VLVideoProcessor()  # unused, but the processor insists on one (it needs torchvision)
         kind = Qwen2_5_VLProcessor if model_type(folder) == "qwen2_5_vl" else Qwen2VLProcessor
@@ -130,7 +137,7 @@ def _transformers_reference(
     """Each token from a fresh pass over the whole prefix: no cache whose state could hide a mistake."""
     model, processor = load(folder)
     inputs = _inputs(processor, prompt, images)
-    if model_type(folder) == "llava":
+    if model_type(folder) in LLAVA_PROCESSORS:
         inputs.pop("mm_token_type_ids", None)
     token_ids: list[int] = inputs["input_ids"][0].tolist()
     logits = _forward(model, inputs)

@@ -26,9 +26,13 @@ PUBLISHED = {
 }
 
 # Each checkpoint of the tests: the family and what its builder is told.
-VARIANTS: dict[str, tuple[str, dict[str, int]]] = {
+VARIANTS: dict[str, tuple[str, dict[str, int | str]]] = {
     "llava": ("llava", {}),
     "llava-grouped": ("llava", {"kv_heads": 2}),
+    "llava_next": ("llava_next", {}),
+    "llava_next-mistral": ("llava_next", {"text": "mistral"}),
+    "llava_next-qwen2": ("llava_next", {"text": "qwen2"}),
+    "vipllava": ("vipllava", {}),
     "qwen2_vl": ("qwen2_vl", {}),
     "qwen2_5_vl": ("qwen2_5_vl", {}),
     "qwen2_5_vl-nested": ("qwen2_5_vl", {"nested": 1}),
@@ -122,7 +126,7 @@ def test_another_picture_gives_another_answer(folders: dict[str, Path], variant:
     answer = _answer(folders[variant], case)
     others = [picture(width, height, seed + 100) for width, height, seed in case.sizes]
     wrong = reference(folders[variant], case.prompt, others, max_new_tokens=1)
-    assert wrong.token_ids == answer.token_ids
+    assert wrong.token_ids == answer.token_ids, "as many of them"
     assert np.abs(wrong.logits[-1] - answer.logits[-1]).max() > 1
 
 
@@ -224,8 +228,9 @@ def test_qwen_positions(folders: dict[str, Path]) -> None:
 
 
 def test_pictures_go_through_the_pil_backend(folders: dict[str, Path]) -> None:
-    assert {type(load(folders[name])[1].image_processor).__name__ for name in ("llava", "qwen2_vl")} == {
+    assert {type(load(folders[name])[1].image_processor).__name__ for name in ("llava", "llava_next", "qwen2_vl")} == {
         "CLIPImageProcessorPil",
+        "LlavaNextImageProcessorPil",
         "Qwen2VLImageProcessorPil",
     }
 

@@ -35,6 +35,10 @@ MIB = 1024**2
 ATOL: Mapping[str, float] = {
     "llava": 1e-4,
     "llava-grouped": 1e-4,
+    "llava_next": 1e-4,
+    "llava_next-mistral": 1e-4,
+    "llava_next-qwen2": 1e-4,
+    "vipllava": 1e-4,
     "qwen2_vl": 1e-4,
     "qwen2_5_vl": 1e-4,
     "qwen2_5_vl-nested": 1e-4,
@@ -43,19 +47,25 @@ ATOL: Mapping[str, float] = {
 }
 
 # Each checkpoint of the tests: the family and what its builder is told.
-VARIANTS: Mapping[str, tuple[str, Mapping[str, int]]] = {
+VARIANTS: Mapping[str, tuple[str, Mapping[str, int | str]]] = {
     "llava": ("llava", {}),
     "llava-grouped": ("llava", {"kv_heads": 2}),
+    "llava_next": ("llava_next", {}),
+    "llava_next-mistral": ("llava_next", {"text": "mistral"}),
+    "llava_next-qwen2": ("llava_next", {"text": "qwen2"}),
+    "vipllava": ("vipllava", {}),
     "qwen2_vl": ("qwen2_vl", {}),
     "qwen2_5_vl": ("qwen2_5_vl", {}),
     "qwen2_5_vl-nested": ("qwen2_5_vl", {"nested": 1}),
     "phi3_v": ("phi3_v", {}),
     "phi3_v-switch-32": ("phi3_v", {"original_max_position": 32}),
 }
+# The first of each shape runs in every test of the engine, all of them where families differ.
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "phi3_v")
+EVERY_FAMILY = (*FAMILIES, "llava_next", "vipllava")
 QWEN = ("qwen2_vl", "qwen2_5_vl")
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
-_KV_BYTES = {"llava": 16 * MIB, "qwen2_vl": 16 * MIB, "qwen2_5_vl": 16 * MIB, "phi3_v": 48 * MIB}
+_KV_BYTES = dict.fromkeys(EVERY_FAMILY, 16 * MIB) | {"phi3_v": 48 * MIB}
 
 
 def case_name(value: object) -> str | None:

@@ -11,9 +11,20 @@ import torch
 
 from tests.oracle.checkpoints import CASES, Case
 from tests.oracle.reference import Floats, image_features, pixels
-from tests.parity.support import FAMILIES, QWEN, Checkpoints, Engines, answer, ask, ask_all, case_name, question, tokens
+from tests.parity.support import (
+    EVERY_FAMILY,
+    QWEN,
+    Checkpoints,
+    Engines,
+    answer,
+    ask,
+    ask_all,
+    case_name,
+    question,
+    tokens,
+)
 
-PICTURES = [(variant, case) for variant in FAMILIES for case in CASES[variant] if case.sizes]
+PICTURES = [(variant, case) for variant in EVERY_FAMILY for case in CASES[variant] if case.sizes]
 
 
 def embeddings(checkpoints: Checkpoints, variant: str, case: Case) -> object:

@@ -15,6 +15,7 @@ from tests.oracle.reference import load as oracle
 from tests.oracle.reference import reference
 from tests.parity.support import (
     EVERY_CASE,
+    EVERY_FAMILY,
     FAMILIES,
     GREEDY,
     QWEN,
@@ -73,7 +74,7 @@ def test_a_batch_of_all_cases_answers_each_as_the_reference(
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("variant", [*FAMILIES, "llava-grouped", "qwen2_5_vl-nested"])
+@pytest.mark.parametrize("variant", [*EVERY_FAMILY, "llava-grouped", "qwen2_5_vl-nested"])
 def test_other_weights_agree_too(checkpoints: Checkpoints, engines: Engines, variant: str, seed: int) -> None:
     llm = engines.get(variant, seed=seed)
     for case in CASES[VARIANTS[variant][0]]:
@@ -146,7 +147,7 @@ def _drawn(rng: np.random.Generator, name: str) -> Case:
 
 
 @pytest.mark.parametrize("size", [(28, 28), (300, 31), (31, 300), (57, 56), (56, 57), (700, 500)])
-@pytest.mark.parametrize("variant", FAMILIES)
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
 def test_pictures_of_odd_sizes_give_the_reference_logits(
     checkpoints: Checkpoints, engines: Engines, variant: str, size: tuple[int, int]
 ) -> None:
@@ -155,7 +156,7 @@ def test_pictures_of_odd_sizes_give_the_reference_logits(
     assert_logits_agree(variant, prompt_logits(engines.get(variant), question(case)), want.logits)
 
 
-@pytest.mark.parametrize("variant", FAMILIES)
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
 def test_token_ids_in_place_of_text_give_the_same_answer(
     checkpoints: Checkpoints, engines: Engines, variant: str
 ) -> None:
@@ -180,7 +181,7 @@ def test_a_flat_list_of_ids_is_one_prompt(checkpoints: Checkpoints, engines: Eng
     assert [tokens(output) for output in outputs] == [want.greedy, want.greedy]
 
 
-@pytest.mark.parametrize("variant", FAMILIES)
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
 def test_media_reports_tell_sizes_and_tokens(checkpoints: Checkpoints, engines: Engines, variant: str) -> None:
     case = CASES[variant][1]
     output = ask(engines.get(variant), question(case))

@@ -45,6 +45,9 @@ class ImagePlan:
     The steps in order: transpose, resize, crop, pad, transpose back. `canvas_*_px` is the size that results, `grid` the
     (time, height, width) of the patch grid the tower sees, `num_patches` what it costs the tower, `num_tokens` what it
     costs the prompt.
+
+    `view` is the plan of a second canvas of the same picture, no wider than the first: it stands below the first at its
+    left edge, and beside it is black. `canvas_*_px` does not count it; `num_patches` and `num_tokens` do.
     """
 
     resize_width_px: int
@@ -59,6 +62,7 @@ class ImagePlan:
     crop: Box | None = None
     pad: Box | None = None
     pad_value: int = 255
+    view: ImagePlan | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,9 @@ def workspace_bytes(spec: ModelSpec, config: EngineConfig, element_bytes: int, m
     step = config.max_num_batched_tokens * row * element_bytes
     values = max(config.max_num_seqs, LOGIT_ROWS_AT_ONCE) * decoder.vocab_size
     logits = values * 4 * 3 + min(values, DRAW_CHUNK_ELEMENTS) * DRAW_ELEMENT_BYTES
-    patch_row = 6 * tower.width + (3 if tower.gated else 2) * tower.mlp_width + tower.patch_values
+    kept_rows = 2 * len(tower.feature_layers)  # each feature layer, and all of them joined
+    mlp_rows = 3 if tower.gated else 2
+    patch_row = (6 + kept_rows) * tower.width + mlp_rows * tower.mlp_width + tower.patch_values
     pixels = 3 * tower.patch_values * 4
     patches = max_patches * (patch_row * element_bytes + pixels)
     return step + logits + patches

@@ -3,67 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from fovea.core.errors import EmbeddingsError, UnsupportedModelError
+from fovea.core.errors import EmbeddingsError, ModelError, UnsupportedModelError
 from fovea.core.types import Box, ImagePlan, PixelBudget
+from fovea.families.backbones import text_decoder
 from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
-from fovea.families.parts import (
-    clip_tower,
-    clip_unused,
-    clip_weights,
-    decoder_weights,
-    llama_decoder,
-    plain_rope,
-    same_names,
-)
-from fovea.families.spec import ModelSpec, ProjectorSpec, WeightMap
+from fovea.families.config_reader import Section
+from fovea.families.parts import clip_tower, clip_unused, clip_weights, decoder_weights, same_names
+from fovea.families.spec import EncoderKind, ModelSpec, ProjectorSpec, TowerSpec, WeightMap
+
+CROP_SHAPES = (("",), ("height", "width"))
+PROCESSOR_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 
 
 class Llava(Family):
     architectures = ("LlavaForConditionalGeneration",)
     placeholder = "<image>"
+    encoder: ClassVar[EncoderKind] = "fixed"
+    default_layers: ClassVar[int | tuple[int, ...]] = -2
+    layer_keys: ClassVar[tuple[str, ...]] = ("vision_feature_layer",)
+    size_shapes: ClassVar[tuple[tuple[str, ...], ...]] = (("",), ("shortest_edge",))
 
     def read_spec(self) -> ModelSpec:
         self.config.expect("projector_hidden_act", "gelu")
+        self.config.expect("multimodal_projector_bias", True)
         self.config.expect("vision_feature_select_strategy", "default")
-        text, vision = self.config.section("text_config"), self.config.section("vision_config")
-        text.expect("model_type", "llama")
-        vision.expect("model_type", "clip_vision_model")
-        vision.expect("hidden_act", "quick_gelu")
-        text.expect("rope_scaling")
-        tied = self.config.get(bool, "tie_word_embeddings", False)
-        decoder = llama_decoder(text, plain_rope(_rope_theta(text)), qkv_bias=False, tied_head=tied)
-        self._total_layers = vision.count("num_hidden_layers", 24)
-        layer = self.config.get(int, "vision_feature_layer", -2)
-        tower = clip_tower(
-            width=vision.count("hidden_size", 1024),
-            num_layers=layer % (self._total_layers + 1),
-            num_heads=vision.count("num_attention_heads", 16),
-            mlp_width=vision.count("intermediate_size", 4096),
-            patch_px=vision.count("patch_size", 14),
-            image_px=vision.count("image_size", 336),
-            eps=vision.positive("layer_norm_eps", 1e-5),
-        )
+        decoder = text_decoder(self.files.config, tied_head=self.config.get(bool, "tie_word_embeddings", False))
+        vision = self.config.section("vision_config")
         return ModelSpec(
             decoder=decoder,
-            tower=tower,
-            projector=ProjectorSpec(merge=1, mid_width=decoder.hidden_size, out_width=decoder.hidden_size),
-            encoder="fixed",
+            tower=self._tower(vision),
+            projector=self.projector(decoder.hidden_size),
+            encoder=self.encoder,
             image_mean=self.triple("image_mean", CLIP_MEAN),
             image_std=self.triple("image_std", CLIP_STD),
             dtype=self.dtype("float16"),
             tile_px=self._image_px(vision.count("image_size", 336)),
         )
 
+    def projector(self, width: int) -> ProjectorSpec:
+        return ProjectorSpec(merge=1, mid_width=width, out_width=width)
+
+    def _tower(self, vision: Section) -> TowerSpec:
+        vision.expect("model_type", "clip_vision_model")
+        vision.expect("hidden_act", "quick_gelu")
+        vision.expect("num_channels", 3)
+        self._total_layers = vision.count("num_hidden_layers", 24)
+        layers = self._feature_layers()
+        return clip_tower(
+            width=vision.count("hidden_size", 1024),
+            num_layers=max(layers),
+            feature_layers=layers if len(layers) > 1 else (),
+            num_heads=vision.count("num_attention_heads", 16),
+            mlp_width=vision.count("intermediate_size", 4096),
+            patch_px=vision.count("patch_size", 14),
+            image_px=vision.count("image_size", 336),
+            eps=vision.positive("layer_norm_eps", 1e-5),
+        )
+
+    def _feature_layers(self) -> tuple[int, ...]:
+        """The layers whose outputs the projector sees, counted from the first; the config counts from either end."""
+        given = [self.files.config.get(key) for key in self.layer_keys]
+        listed: Any = next((value for value in given if value is not None), self.default_layers)
+        states, layers = self._total_layers + 1, listed if isinstance(listed, (list, tuple)) else [listed]
+        if any(isinstance(n, bool) or not isinstance(n, int) or not -states <= n < states for n in layers):
+            raise ModelError(
+                f"config.json: 'vision_feature_layer' is {listed!r}; permitted: {-states} to {states - 1}."
+            )
+        found = tuple(n % states for n in layers)
+        if max(found, default=0) < 1:
+            raise UnsupportedModelError(f"config.json: 'vision_feature_layer' is {listed!r}; no layer would run.")
+        return found
+
     def _image_px(self, tower_px: int) -> int:
         """The side of the square crop; it must be what the tower's position table was made for."""
-        crop = self.files.preprocessor.get("crop_size") or tower_px
-        sides = [crop.get("height"), crop.get("width")] if isinstance(crop, dict) else [crop]
-        if any(side != tower_px for side in sides):
-            raise UnsupportedModelError(
-                f"preprocessor_config.json: 'crop_size' is {crop!r}, the tower takes {tower_px}."
-            )
+        for step in PROCESSOR_STEPS:
+            self.preprocessor.expect(step, True)
+        self.preprocessor.expect("resample", 3)
+        for key, shapes in (("size", self.size_shapes), ("crop_size", CROP_SHAPES)):
+            given = self.files.preprocessor.get(key) or tower_px
+            sides = {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else {"": given}
+            if tuple(sorted(sides)) not in shapes or any(side != tower_px for side in sides.values()):
+                raise UnsupportedModelError(
+                    f"preprocessor_config.json: {key!r} is {given!r}, the tower takes {tower_px}."
+                )
         return tower_px
 
     def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:
@@ -128,9 +152,3 @@ class Llava(Family):
                 ("model.vision_tower.", "vision_tower."),
             ),
         )
-
-
-def _rope_theta(text: Any) -> float:
-    parameters = text.section("rope_parameters")
-    parameters.expect("rope_type", "default")
-    return float(text.positive("rope_theta", parameters.positive("rope_theta", 10000.0)))

@@ -45,7 +45,15 @@ def llama_decoder(text: Section, rope: RopeSpec, *, qkv_bias: bool, tied_head: b
 
 
 def clip_tower(
-    *, width: int, num_layers: int, num_heads: int, mlp_width: int, patch_px: int, image_px: int, eps: float
+    *,
+    width: int,
+    num_layers: int,
+    num_heads: int,
+    mlp_width: int,
+    patch_px: int,
+    image_px: int,
+    eps: float,
+    feature_layers: tuple[int, ...] = (),
 ) -> TowerSpec:
     """CLIP's vision transformer (arXiv:2103.00020) as transformers' CLIPVisionModel has it."""
     return TowerSpec(
@@ -59,6 +67,7 @@ def clip_tower(
         class_token=True,
         pre_norm=True,
         num_positions=(image_px // patch_px) ** 2 + 1,
+        feature_layers=feature_layers,
     )
 
 

@@ -69,6 +69,8 @@ class TowerSpec:
     means 2-D rotary positions and no table; else a table of `num_positions` learned positions. `temporal_patch` 2 means
     that a still picture is repeated for both time slots. `gated`: the MLP is activation(gate) * up. `window` set means
     that layers attend inside squares of so many merged patches a side, those of `full_layers` over the whole frame.
+    `feature_layers`: what comes out of the first so many layers stands side by side, in this order (0: what goes into
+    the first); without any, the last layer's output alone.
     """
 
     num_layers: int
@@ -88,6 +90,11 @@ class TowerSpec:
     gated: bool = False
     window: int = 0
     full_layers: tuple[int, ...] = ()
+    feature_layers: tuple[int, ...] = ()
+
+    @property
+    def out_width(self) -> int:
+        return self.width * max(1, len(self.feature_layers))
 
     @property
     def patch_values(self) -> int:
@@ -98,8 +105,9 @@ class TowerSpec:
 class ProjectorSpec:
     """From tower width to decoder width: linear, GELU (erf), linear, over `merge` x `merge` patches joined.
 
-    `norm`: on each patch before joining (Qwen2-VL's merger). `separators`: learned line and view separators
-    before projection (Phi-3-vision).
+    `norm`: on each patch before joining (Qwen2-VL's merger; VipLLaVA's patches of several layers). `separators`:
+    learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it that ends each
+    line (LLaVA-NeXT).
     """
 
     merge: int
@@ -107,9 +115,11 @@ class ProjectorSpec:
     out_width: int
     norm: NormKind | None = None
     separators: bool = False
+    norm_eps: float = 1e-6
+    newline: bool = False
 
 
-EncoderKind = Literal["fixed", "hd_crops", "merged_grid"]
+EncoderKind = Literal["fixed", "anyres", "hd_crops", "merged_grid"]
 
 
 @dataclass(frozen=True, slots=True)

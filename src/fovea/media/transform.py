@@ -16,7 +16,12 @@ _RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.B
 
 
 def apply_plan(picture: Picture, plan: ImagePlan) -> NDArray[np.uint8]:
-    """The canvas [height, width, 3] that `plan` makes of `picture`."""
+    """The canvas [height, width, 3] that `plan` makes of `picture`, with the plan's view below."""
+    canvas = _canvas(picture, plan)
+    return canvas if plan.view is None else _below(canvas, _canvas(picture, plan.view))
+
+
+def _canvas(picture: Picture, plan: ImagePlan) -> NDArray[np.uint8]:
     pixels = picture.pixels
     if plan.transpose:
         pixels = _swap_axes(pixels)
@@ -32,6 +37,14 @@ def apply_plan(picture: Picture, plan: ImagePlan) -> NDArray[np.uint8]:
     expected = (plan.canvas_height_px, plan.canvas_width_px, 3)
     assert pixels.shape == expected, f"The plan promises {expected} and its steps make {pixels.shape}."
     return pixels
+
+
+def _below(upper: NDArray[np.uint8], lower: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height_px, width_px, _ = upper.shape
+    both = np.zeros((height_px + lower.shape[0], width_px, 3), dtype=np.uint8)
+    both[:height_px] = upper
+    both[height_px:, : lower.shape[1]] = lower
+    return both
 
 
 def _swap_axes(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

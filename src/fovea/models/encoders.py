@@ -1,6 +1,7 @@
-"""From pictures to rows for the decoder: canvas -> patches -> tower -> projector, three layouts.
+"""From pictures to rows for the decoder: canvas -> patches -> tower -> projector, four layouts.
 
-fixed        every picture is one tile of one size                        (LLaVA-1.5)
+fixed        every picture is one tile of one size                        (LLaVA-1.5, VipLLaVA)
+anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT)
 hd_crops     a picture is a global view and a grid of tiles               (Phi-3-vision)
 merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, Qwen2.5-VL)
 """
@@ -28,10 +29,12 @@ class Projector(nn.Module):
         super().__init__()
         joined = width * spec.merge**2
         if spec.norm:
-            self.norm = make_norm(spec.norm, width, 1e-6)
+            self.norm = make_norm(spec.norm, width, spec.norm_eps)
         if spec.separators:
             self.line_separator = nn.Parameter(torch.empty(joined))
             self.view_separator = nn.Parameter(torch.empty(joined))
+        if spec.newline:
+            self.newline = nn.Parameter(torch.empty(spec.out_width))
         self.first = nn.Linear(joined, spec.mid_width)
         self.second = nn.Linear(spec.mid_width, spec.out_width)
 
@@ -50,7 +53,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.tower = VisionTower(spec.tower)
-        self.projector = Projector(spec.projector, spec.tower.width)
+        self.projector = Projector(spec.projector, spec.tower.out_width)
         self._levels: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -79,10 +82,39 @@ class ImageEncoder(nn.Module):
         side = self.spec.tile_px // self.spec.tower.patch_px
         return self.cut(canvases, side).unflatten(0, (-1, side**2))
 
+    def tile_rows(self, canvases: Sequence[Tensor]) -> Tensor:
+        """The same tiles through tower and projector: [tiles, patches, hidden]."""
+        features = self.tower.tiles(self.tile_patches(canvases))
+        rows: Tensor = self.projector(self.projector.norm(features) if self.spec.projector.norm else features)
+        return rows
+
 
 class FixedEncoder(ImageEncoder):
     def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
-        return list(self.projector(self.tower.tiles(self.tile_patches(canvases))))
+        return list(self.tile_rows(canvases))
+
+
+class AnyResEncoder(ImageEncoder):
+    """A canvas is the field of tiles with the overview below; a grid is (1, rows, columns) of the field's tokens
+    without the margins that filled it up (LLaVA-NeXT's "spatial_unpad")."""
+
+    def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        tile = self.spec.tile_px
+        parts = [part for canvas in canvases for part in (canvas[-tile:, :tile].contiguous(), canvas[:-tile])]
+        fields = [(canvas.shape[0] // tile - 1, canvas.shape[1] // tile) for canvas in canvases]
+        views = self.tile_rows(parts).split([1 + rows * columns for rows, columns in fields])
+        return [self._arrange(*one) for one in zip(views, fields, grids, strict=True)]
+
+    def _arrange(self, views: Tensor, field: tuple[int, int], grid: tuple[int, int, int]) -> Tensor:
+        """The overview, then the field's lines without its margins, each ended by the newline."""
+        side = self.spec.tile_px // self.spec.tower.patch_px
+        tokens = views[1:].unflatten(0, field).unflatten(2, (side, side)).transpose(1, 2)  # [R, side, C, side, hidden]
+        tokens = tokens.flatten(2, 3).flatten(0, 1)
+        _, rows, columns = grid
+        top, left = (tokens.shape[0] - rows) // 2, (tokens.shape[1] - columns) // 2
+        kept = tokens[top : top + rows, left : left + columns]
+        newlines = self.projector.newline.expand(rows, 1, -1)
+        return torch.cat((views[0], torch.cat((kept, newlines), dim=1).flatten(0, 1)))
 
 
 class HDCropsEncoder(ImageEncoder):
@@ -206,6 +238,7 @@ def _joined_order(frames: Sequence[Frame]) -> Tensor | None:
 
 ENCODERS: dict[str, type[ImageEncoder]] = {
     "fixed": FixedEncoder,
+    "anyres": AnyResEncoder,
     "hd_crops": HDCropsEncoder,
     "merged_grid": MergedGridEncoder,
 }

@@ -22,7 +22,7 @@ UPLOAD_BYTES = 60 * 1024**2  # with its tables below 64 MiB: pinned memory comes
 ALIGNMENT_BYTES = 64
 _DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.int32): torch.int32}
 
-Passes = Sequence[tuple[int, Tensor]]  # (axis, table [new, 1 + taps])
+Passes = Sequence[tuple[int, Tensor]]  # (axis, table [new, 1 + taps]) of one plan
 
 
 def make_canvases(items: Sequence[MediaItem], device: torch.device) -> list[Tensor]:
@@ -34,14 +34,24 @@ def make_canvases(items: Sequence[MediaItem], device: torch.device) -> list[Tens
     return [made[i] for i in range(len(items))]
 
 
-def apply_plan(pixels: Tensor, plan: ImagePlan, passes: Passes | None = None) -> Tensor:
+def apply_plan(pixels: Tensor, plan: ImagePlan, passes: Sequence[Passes] | None = None) -> Tensor:
     """The canvas that `plan` makes of an upright picture [height, width, 3]: contiguous, with memory of its own.
 
-    passes: what plan_passes gives for this size, if it is on the device already.
+    passes: what plan_passes gives for this size, for the plan and for its view, if it is on the device already.
     """
     if passes is None:
-        made = plan_passes(plan, pixels.shape[1], pixels.shape[0])
-        passes = [(axis, torch.from_numpy(table.copy()).to(pixels.device)) for axis, table in made]
+        made = [plan_passes(part, pixels.shape[1], pixels.shape[0]) for part in _parts(plan)]
+        passes = [[(axis, torch.from_numpy(t.copy()).to(pixels.device)) for axis, t in tables] for tables in made]
+    canvas = _canvas(pixels, plan, passes[0])
+    return canvas if plan.view is None else _below(canvas, _canvas(pixels, plan.view, passes[1]))
+
+
+def _parts(plan: ImagePlan) -> list[ImagePlan]:
+    """The plan, and that of its view."""
+    return [plan] if plan.view is None else [plan, plan.view]
+
+
+def _canvas(pixels: Tensor, plan: ImagePlan, passes: Passes) -> Tensor:
     if plan.transpose:
         pixels = pixels.transpose(0, 1)
     pixels = pixels.contiguous()
@@ -113,14 +123,16 @@ def _carry_out(items: Sequence[MediaItem], device: torch.device) -> list[Tensor]
         assert item.plan is not None, "a group is finished or not"
         assert item.pixels is not None, "a plan is for pixels"
         height_px, width_px, _ = item.pixels.shape
-        made = plan_passes(item.plan, width_px, height_px)
-        places.append((item.plan, len(arrays), [axis for axis, _ in made]))
-        arrays += [item.pixels, *(table for _, table in made)]
+        made = [plan_passes(part, width_px, height_px) for part in _parts(item.plan)]
+        places.append((item.plan, len(arrays), [[axis for axis, _ in tables] for tables in made]))
+        arrays += [item.pixels, *(table for tables in made for _, table in tables)]
     moved = upload(arrays, device)
-    return [
-        apply_plan(moved[at], plan, [(axis, moved[at + 1 + i]) for i, axis in enumerate(axes)])
-        for plan, at, axes in places
-    ]
+    canvases = []
+    for plan, at, axes_of_parts in places:
+        tables = iter(moved[at + 1 :])
+        passes = [[(axis, next(tables)) for axis in axes] for axes in axes_of_parts]
+        canvases.append(apply_plan(moved[at], plan, passes))
+    return canvases
 
 
 def _resample(pixels: Tensor, axis: int, table: Tensor) -> Tensor:
@@ -128,6 +140,14 @@ def _resample(pixels: Tensor, axis: int, table: Tensor) -> Tensor:
     if axis == 1:
         return ops.resample(pixels, table)
     return ops.resample(pixels.view(1, height_px, -1), table).view(-1, width_px, 3)
+
+
+def _below(upper: Tensor, lower: Tensor) -> Tensor:
+    height_px, width_px, _ = upper.shape
+    both = upper.new_zeros(height_px + lower.shape[0], width_px, 3)
+    both[:height_px] = upper
+    both[height_px:, : lower.shape[1]] = lower
+    return both
 
 
 def _crop(pixels: Tensor, box: Box) -> Tensor:

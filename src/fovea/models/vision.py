@@ -85,7 +85,7 @@ class VisionTower(nn.Module):
         return block.norm1.weight.dtype
 
     def tiles(self, patches: Tensor) -> Tensor:
-        """Tiles of one size with learned positions: [tiles, n, values] to [tiles, n, width], class token dropped."""
+        """Tiles of one size with learned positions: [tiles, n, values] to [tiles, n, out width], no class token."""
         num_tiles, num_patches, _ = patches.shape
         x = self.patch(patches)
         first = int(self.spec.class_token)
@@ -108,10 +108,17 @@ class VisionTower(nn.Module):
         near = Segments.of(windows, x.device) if self.spec.window and windows else whole
         if self.spec.pre_norm:
             _, x = add_norm(x, None, self.pre_norm)
-        branch = None
-        for i, block in enumerate(self.blocks):
-            x, branch = block(x, branch, whole if i in self.spec.full_layers else near, rope)
-        return x if branch is None else x + branch
+        branch: Tensor | None = None
+        kept: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks):
+            if number in self.spec.feature_layers:  # a copy: the block may write over x
+                kept[number] = x.clone() if branch is None else x + branch
+            x, branch = block(x, branch, whole if number in self.spec.full_layers else near, rope)
+        x = x if branch is None else x + branch
+        if not self.spec.feature_layers:
+            return x
+        kept[len(self.blocks)] = x
+        return torch.cat([kept[number] for number in self.spec.feature_layers], dim=-1)
 
     def _rope(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """A quarter of the head's values turns with the row, the next with the column (Qwen2-VL's published code)."""

@@ -257,13 +257,16 @@ class Pictures:
 
 def fits_device(plan: ImagePlan, width_px: int, height_px: int) -> bool:
     """Whether a picture of this size may go to the device as it is."""
+    picture_size = (width_px, height_px)
     if plan.transpose:
         width_px, height_px = height_px, width_px
     new_width_px, new_height_px = plan.resize_width_px, plan.resize_height_px
     between = max(new_width_px * height_px, width_px * new_height_px)  # the passes come in either order
     largest = RGB_BYTES * max(width_px * height_px, between, new_width_px * new_height_px)
     canvas = RGB_BYTES * plan.canvas_width_px * plan.canvas_height_px
-    return largest <= min(LEFT_NEVER_BYTES, max(LEFT_ALWAYS_BYTES, LEFT_TIMES_CANVAS * canvas))
+    if largest > min(LEFT_NEVER_BYTES, max(LEFT_ALWAYS_BYTES, LEFT_TIMES_CANVAS * canvas)):
+        return False
+    return plan.view is None or fits_device(plan.view, *picture_size)
 
 
 def _decode(job: _Job, total: int, resize_on_device: bool, shared: SharedDecodes | None) -> _Done:
