@@ -423,13 +423,16 @@ def test_a_tensor_that_two_shards_hold_is_refused(folder: Path) -> None:
         load(folder)
 
 
-def test_names_as_transformers_5_saves_them_are_taken(checkpoints: Checkpoints, folder: Path) -> None:
+@pytest.mark.parametrize("family", ["llava", "llava_next", "vipllava"])
+def test_names_as_transformers_5_saves_them_are_taken(checkpoints: Checkpoints, tmp_path: Path, family: str) -> None:
     """Modules were renamed there; a folder written under those names is the same model."""
+    folder = Path(shutil.copytree(checkpoints.folder(family), tmp_path / "model"))
     renames = {
         "language_model.model.": "model.language_model.",
         "language_model.lm_head.": "lm_head.",
         "multi_modal_projector.": "model.multi_modal_projector.",
         "vision_tower.": "model.vision_tower.",
+        "image_newline": "model.image_newline",
     }
     loaded = load_file(folder / WEIGHTS)
     for name in list(loaded):
@@ -437,8 +440,8 @@ def test_names_as_transformers_5_saves_them_are_taken(checkpoints: Checkpoints, 
         loaded[renames[old] + name[len(old) :]] = loaded.pop(name)
     save_file(loaded, folder / WEIGHTS)
     with load(folder) as llm:
-        case = CASES["llava"][0]
-        assert tokens(ask(llm, question(case))) == answer(checkpoints.folder("llava"), case).greedy
+        case = CASES[family][0]
+        assert tokens(ask(llm, question(case))) == answer(checkpoints.folder(family), case).greedy
 
 
 def test_dummy_weights_need_no_weight_files(folder: Path) -> None:
