@@ -69,15 +69,28 @@ def add_layer_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Ten
 
 
 def norm_qkv(
-    x: Tensor, norm: Norm, linear: nn.Module, num_heads: int, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch
+    x: Tensor,
+    norm: Norm,
+    linear: nn.Module,
+    num_heads: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: AttentionBatch,
+    head_norms: tuple[Norm, Norm] | None = None,
 ) -> Tensor:
-    """Norm and projection of x [T, hidden], then rotate_and_store: rotated queries [T, N, D]."""
-    if _is_few_rows(x):
+    """Norm and projection of x [T, hidden], then rotate_and_store: rotated queries [T, N, D].
+
+    head_norms: of each query head and of each key head, before they are rotated. No kernel joins these to the rest.
+    """
+    if head_norms is None and _is_few_rows(x):
         from fovea.kernels.few_rows import norm_qkv as fused
 
         weight, bias = _parameters(linear)
         return fused(x, norm.weight, norm.eps, weight, bias, num_heads, k_cache, v_cache, batch)
     heads: Tensor = linear(norm(x)).view(x.shape[0], -1, k_cache.shape[-1])
+    if head_norms is not None:
+        q, k, v = heads.split((num_heads, k_cache.shape[2], v_cache.shape[2]), dim=1)
+        heads = torch.cat((head_norms[0](q), head_norms[1](k), v), dim=1)
     return rotate_and_store(heads, num_heads, k_cache, v_cache, batch)
 
 
@@ -98,8 +111,8 @@ def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
         return fused(x, *_parameters(linear), residual=residual)
     if x.is_cuda:
         weight, bias = _parameters(linear)
-        assert bias is None, "the product is added to the residual, which leaves no place for a bias"
-        return residual.addmm_(x, weight.t())
+        summed = residual.addmm_(x, weight.t())
+        return summed if bias is None else summed.add_(bias)
     return reference.linear_add(x, linear, residual)
 
 
