@@ -111,11 +111,13 @@ class Family(ABC):
     def check_media(self, count: int) -> None:
         """Raises MediaError if a model of text alone is shown a picture."""
         if count and not self.spec.takes_pictures:
-            raise MediaError(
-                f"{self.name} is a model of text alone and takes no pictures. Leave them out, or use a vision-language "
-                "model.",
-                code="unsupported_value",
-            )
+            raise self.no_pictures()
+
+    def no_pictures(self) -> MediaError:
+        return MediaError(
+            f"{self.name} is a model of text alone and takes no pictures. Leave them out or use a model that sees.",
+            code="unsupported_value",
+        )
 
     @abstractmethod
     def weight_map(self) -> WeightMap:

@@ -14,8 +14,6 @@ from fovea.families.parts import decoder_weights, llama_decoder, plain_rope
 from fovea.families.rope import read_rope
 from fovea.families.spec import ModelSpec, WeightMap
 
-NEVER = "check_media has refused it"
-
 
 class TextModel(Family):
     """`defaults` are what transformers' config class takes for a key that config.json lacks (null is no lack).
@@ -55,19 +53,19 @@ class TextModel(Family):
         return sliding_window(config)
 
     def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:
-        raise AssertionError(NEVER)
+        raise self.no_pictures()
 
     def largest_picture(self, options: Mapping[str, Any]) -> int:
         return 0
 
     def token_grid(self, plan: ImagePlan) -> tuple[int, int]:
-        raise AssertionError(NEVER)
+        raise self.no_pictures()
 
     def most_pixels(self, options: Mapping[str, Any]) -> int:
         return 0
 
     def budgeted(self, options: Mapping[str, Any], budget: PixelBudget | None) -> dict[str, Any]:
-        raise AssertionError(NEVER)
+        raise self.no_pictures()
 
     def weight_map(self) -> WeightMap:
         """Old checkpoints hold the rotary frequencies, which follow from the config."""

@@ -169,7 +169,7 @@ class Service:
         media = self._pictures(ask.messages) if ask.messages is not None else []
         if media and not self._takes_pictures:
             raise MediaError(
-                "The model is one of text alone and takes no pictures. Leave them out, or use a vision-language model.",
+                "The model is one of text alone and takes no pictures. Leave them out or use a model that sees.",
                 code="unsupported_value",
                 param=media[0].param or "messages",
             )
