@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig
@@ -30,6 +32,7 @@ from tests.parity.support import (
     ask,
     assert_logits_agree,
     load,
+    num_decided,
     prompt_logits,
     question,
     tokens,
@@ -124,6 +127,23 @@ PHI3_MINI_4K = {
     "rope_scaling": None,
     "sliding_window": 2047,
 }
+PHI4_MINI = {
+    "architectures": ["Phi3ForCausalLM"],
+    "attention_bias": False,
+    "eos_token_id": 199999,
+    "full_attn_mod": 1,
+    "interpolate_factor": 1,
+    "max_position_embeddings": 131072,
+    "model_type": "phi3",
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "original_max_position_embeddings": 4096,
+    "partial_rotary_factor": 0.75,
+    "rope_scaling": {"long_factor": PHI_LONG_FACTOR, "short_factor": PHI_SHORT_FACTOR, "type": "longrope"},
+    "sliding_window": 262144,
+    "tie_word_embeddings": True,
+    "vocab_size": 200064,
+}
 PUBLISHED = {
     "SmolLM2-135M": (SMOLLM2_135M, 134.515),
     "Llama-3.2-1B": (LLAMA_32_1B, 1235.814),
@@ -131,6 +151,7 @@ PUBLISHED = {
     "Qwen2.5-0.5B": (QWEN25_05B, 494.033),
     "Qwen3-0.6B": (QWEN3_06B, 596.050),
     "Phi-3-mini-4k": (PHI3_MINI_4K, 3821.080),
+    "Phi-4-mini": (PHI4_MINI, 3836.022),
 }
 
 
@@ -217,7 +238,9 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "frequencies for each layer": (
         *(LLAMA_32_1B, {"rope_scaling": None, "rope_parameters": {"full_attention": {}}}, "'full_attention'"),
     ),
-    "partial rotary": (PHI3_MINI_4K, {"partial_rotary_factor": 0.75}, "'partial_rotary_factor' is 0.75"),
+    "partial rotary": (QWEN25_05B, {"partial_rotary_factor": 0.75}, "'partial_rotary_factor' is 0.75"),
+    "more than all rotary": (PHI3_MINI_4K, {"partial_rotary_factor": 1.5}, "144 of 96 dimensions"),
+    "an odd part rotary": (PHI3_MINI_4K, {"partial_rotary_factor": 0.27}, "25 of 96"),
     "partial rotary inside": (
         *(LLAMA_32_1B, {"rope_parameters": {"partial_rotary_factor": 0.5}, "rope_scaling": None}, "is 0.5"),
     ),
@@ -232,7 +255,7 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "biases in the MLP": (SMOLLM2_135M, {"mlp_bias": True}, "'mlp_bias' is True"),
     "biases where there are none": (MISTRAL_7B_1, {"attention_bias": True}, "'attention_bias' is True"),
     "another activation": (SMOLLM2_135M, {"hidden_act": "gelu"}, "'hidden_act' is 'gelu'"),
-    "heads of odd width": (QWEN3_06B, {"head_dim": 33}, "even width"),
+    "heads of odd width": (QWEN3_06B, {"head_dim": 33}, "33 of 33 dimensions"),
     "heads that do not divide": (QWEN3_06B, {"num_key_value_heads": 3}, "do not divide"),
     "layers of another kind": (QWEN3_06B, {"layer_types": ["chunked_attention"] * 28}, "'layer_types'"),
 }
@@ -361,3 +384,34 @@ def test_a_server_with_a_text_model_says_so_and_refuses_pictures(checkpoints: Ch
             assert "text alone and takes no pictures" in reply.json()["error"]["message"]
             assert reply.json()["error"]["code"] == "unsupported_value"
         assert chat("What is it?").status_code == 200
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("family", TEXT_FAMILIES)
+def test_shapes_drawn_at_random_agree(tmp_path: Path, family: str, seed: int) -> None:
+    """Other widths, depths, groups of queries and heads than the checkpoints that the rest was tried with."""
+    rng = random.Random(f"{family} {seed}")
+    kv_heads, group, head_dim = rng.randint(1, 3), rng.randint(1, 4), 2 * rng.randint(4, 20)
+    heads = kv_heads * group
+    shape: dict[str, Any] = {
+        "hidden_size": heads * head_dim if family in ("phi3", "qwen2") else heads * rng.randint(6, 24),
+        "intermediate_size": rng.randint(50, 150),
+        "num_attention_heads": heads,
+        "num_hidden_layers": rng.randint(1, 4),
+        "num_key_value_heads": kv_heads,
+        "rope_theta": rng.choice([10000.0, 1000000.0]),
+        "tie_word_embeddings": rng.random() < 0.5,
+    }
+    if family == "phi3":
+        shape |= {"rope_scaling": None, "max_position_embeddings": 2048}
+    elif family != "qwen2":
+        shape["head_dim"] = head_dim
+    if family in ("llama", "qwen3"):
+        shape["attention_bias"] = rng.random() < 0.5
+    folder = build_text(tmp_path / "model", family, seed=1000 + seed, **shape)
+    with load(folder, max_num_batched_tokens=64) as llm:
+        for case in CASES[family]:
+            want = reference(folder, case.prompt, max_new_tokens=16)
+            np.testing.assert_allclose(prompt_logits(llm, question(case)), want.logits, atol=2e-4, rtol=0)
+            decided = num_decided(want.margins)
+            assert tokens(ask(llm, question(case)))[:decided] == want.greedy[:decided]

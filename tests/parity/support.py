@@ -60,6 +60,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "phi3": ("phi3", {}),
     "phi3-switch-32": ("phi3", {"original_max_position_embeddings": 32}),
     "phi3-plain": ("phi3", {"rope_scaling": None, "max_position_embeddings": 4096, "num_key_value_heads": 1}),
+    "phi3-partial": ("phi3", {"rope_scaling": None, "partial_rotary_factor": 0.75, "num_attention_heads": 4}),
     "qwen2": ("qwen2", {}),
     "qwen2-untied": ("qwen2", {"tie_word_embeddings": False, "num_key_value_heads": 4, "num_hidden_layers": 2}),
     "qwen3": ("qwen3", {}),

@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-3.5: text alone, joined matrices, long contexts by two sets of frequencies (arXiv:2404.14219)."""
+"""Phi-3 and Phi-4-mini: text alone, joined matrices, two sets of frequencies for long contexts (arXiv:2404.14219)."""
 
 from __future__ import annotations
 
@@ -16,4 +16,5 @@ class Phi3(TextModel):
         "rms_norm_eps": 1e-5,
         "vocab_size": 32064,
     }
+    partial_rotary = True
     fused = True

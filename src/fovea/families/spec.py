@@ -44,8 +44,8 @@ class DecoderSpec:
     """A Llama-shaped decoder: RMSNorm, rotary attention with grouped queries, gated SiLU MLP.
 
     `qk_norm`: an RMSNorm over each query and key head before it is rotated (Qwen3, arXiv:2505.09388). `out_bias`: a
-    bias behind attention. `window`: a token sees so many tokens, itself included; the engine runs such a model only
-    where no sequence outgrows it.
+    bias behind attention. `rotary_dim`: only the first so many dimensions of a head are rotated; None: all. `window`:
+    a token sees so many tokens, itself included; the engine runs such a model only where no sequence outgrows it.
     """
 
     vocab_size: int
@@ -62,6 +62,7 @@ class DecoderSpec:
     max_positions: int
     qk_norm: bool = False
     out_bias: bool = False
+    rotary_dim: int | None = None
     window: int | None = None
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:

@@ -11,7 +11,7 @@ from fovea.core.types import ImagePlan, PixelBudget
 from fovea.families.base import Family, ModelFiles
 from fovea.families.config_reader import Section
 from fovea.families.parts import decoder_weights, llama_decoder, plain_rope
-from fovea.families.rope import read_rope
+from fovea.families.rope import read_rope, rotary_width
 from fovea.families.spec import ModelSpec, WeightMap
 
 
@@ -26,6 +26,7 @@ class TextModel(Family):
     qkv_bias: ClassVar[bool] = False
     reads_bias: ClassVar[bool] = False
     qk_norm: ClassVar[bool] = False
+    partial_rotary: ClassVar[bool] = False
     fused: ClassVar[bool] = False  # the checkpoint joins q, k, v in one matrix, and gate and up
 
     def __init__(self, files: ModelFiles) -> None:
@@ -39,9 +40,11 @@ class TextModel(Family):
         bias = self.reads_bias and config.get(bool, "attention_bias", False)
         tied = config.get(bool, "tie_word_embeddings", False)
         plain = llama_decoder(config, plain_rope(10000.0), qkv_bias=bias or self.qkv_bias, tied_head=tied)
+        width = rotary_width(config, plain.head_dim, partial=self.partial_rotary)
         decoder = replace(
             plain,
-            rope=read_rope(config, plain.head_dim, plain.max_positions),
+            rope=read_rope(config, width, plain.max_positions),
+            rotary_dim=None if width == plain.head_dim else width,
             qk_norm=self.qk_norm,
             out_bias=bias,
             window=self.window(config, plain.num_layers),

@@ -82,7 +82,7 @@ def norm_qkv(
 
     head_norms: of each query head and of each key head, before they are rotated. No kernel joins these to the rest.
     """
-    if head_norms is None and _is_few_rows(x):
+    if head_norms is None and _turns_all(batch, k_cache) and _is_few_rows(x):
         from fovea.kernels.few_rows import norm_qkv as fused
 
         weight, bias = _parameters(linear)
@@ -130,6 +130,11 @@ def _is_few_rows(x: Tensor) -> bool:
     return x.is_cuda and 0 < x.shape[0] <= FEW_ROWS
 
 
+def _turns_all(batch: AttentionBatch, k_cache: Tensor) -> bool:
+    """Whether every dimension of a head is rotated, as the kernels have it."""
+    return 2 * batch.cos.shape[-1] == k_cache.shape[-1]
+
+
 def _parameters(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
     assert isinstance(linear, nn.Linear), "on CUDA linear layers stay as they are"
     return linear.weight, linear.bias
@@ -175,7 +180,7 @@ def rotate_qk(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
     """See reference.rotate_and_store."""
-    if qkv.is_cuda:
+    if qkv.is_cuda and _turns_all(batch, k_cache):
         from fovea.kernels.elementwise import rotate_and_store as fused
 
         return fused(qkv, num_heads, k_cache, v_cache, batch)

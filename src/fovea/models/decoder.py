@@ -85,6 +85,7 @@ class Rope:
     """Cos and sin of packed tokens, from a RopeSpec."""
 
     def __init__(self, spec: RopeSpec, head_dim: int, device: torch.device) -> None:
+        """head_dim: the dimensions of a head that are rotated."""
         self._sections = spec.sections
         exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
         tables = []

@@ -33,7 +33,8 @@ class VLM(nn.Module):
         return self.decoder.embed.weight.dtype
 
     def make_rope(self) -> Rope:
-        return Rope(self.spec.decoder.rope, self.spec.decoder.head_dim, self.device)
+        decoder = self.spec.decoder
+        return Rope(decoder.rope, decoder.rotary_dim or decoder.head_dim, self.device)
 
     def encode(self, items: Sequence[MediaItem]) -> list[Tensor]:
         """Rows [num_tokens, hidden] for each picture, all pictures in one pass of the tower.
