@@ -27,7 +27,7 @@ from fovea.engine.build import build_engine, plan_engine
 from fovea.families.registry import FAMILIES, load_family
 from fovea.llm import LLM
 from tests.bad_input.harness import FOREIGN
-from tests.oracle.checkpoints import CASES
+from tests.oracle.checkpoints import CASES, TEXT_FAMILIES
 from tests.parity.support import EVERY_FAMILY as VARIANTS
 from tests.parity.support import MIB, Checkpoints, answer, ask, check_idle, load, question, tokens
 
@@ -94,7 +94,7 @@ def replaced(name: str, **changes: Any) -> Callable[[dict[str, torch.Tensor]], N
     return change
 
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG, PREPROCESSOR, GENERATION = "config.json", "preprocessor_config.json", "generation_config.json"
 
 
 def edit_both(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
@@ -118,7 +118,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[FoveaError], tuple[str, ...
     "another architecture": (
         setting(CONFIG, "architectures", to=["LlavaForCausalLM"]),
         UnsupportedModelError,
-        ("LlavaForCausalLM", "LlavaForConditionalGeneration, ", "Phi3VForCausalLM, Qwen2VLForConditionalGeneration"),
+        ("LlavaForCausalLM; supported: ", "LlavaForConditionalGeneration", "Phi3VForCausalLM"),
     ),
     "a mistyped architecture": (
         setting(CONFIG, "architectures", to=["Qwen2VLForConditionalGenerations"]),
@@ -325,8 +325,13 @@ def test_what_small_files_tell_is_told_before_weights_are_read(folder: Path, nam
     assert not isinstance(caught.value, WeightsError)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("file", [CONFIG, PREPROCESSOR, "generation_config.json"])
+@pytest.mark.parametrize(
+    ("variant", "file"),
+    [
+        *((variant, file) for variant in VARIANTS for file in (CONFIG, PREPROCESSOR, GENERATION)),
+        *((family, file) for family in TEXT_FAMILIES for file in (CONFIG, GENERATION)),
+    ],
+)
 def test_no_value_of_another_kind_gets_through_as_anything_but_our_error(
     checkpoints: Checkpoints, tmp_path: Path, variant: str, file: str
 ) -> None:

@@ -1,7 +1,8 @@
 """Tiny random checkpoints, each a folder as a model's authors publish it.
 
 File names, config keys (the old ones included), weight names, token layout and chat templates are those of
-llava-hf/llava-1.5-7b-hf, Qwen/Qwen2-VL-2B-Instruct and microsoft/Phi-3.5-vision-instruct. Only the sizes and the
+llava-hf/llava-1.5-7b-hf, Qwen/Qwen2-VL-2B-Instruct and microsoft/Phi-3.5-vision-instruct, and for text alone those of
+Llama, SmolLM2, Mistral, Qwen2.5, Qwen3 and Phi-3. Only the sizes and the
 vocabulary are small and the numbers random, so a loader that copes with these folders copes with the real ones.
 
 The random scales are chosen so that greedy decoding is a meaningful test: logits spread (standard deviation 2 to 3),
@@ -13,6 +14,7 @@ so greedy decoding never meets a stop token or a picture placeholder.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,15 @@ class Case:
 def _chatml(user: str) -> str:
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     return f"{system}<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def _text_cases(turn: str) -> tuple[Case, ...]:
+    """A short question, one of several sentences, and text that is no chat."""
+    return (
+        Case("short", turn.format("What is it?")),
+        Case("story", turn.format("Tell me a story about the river and the sea. " * 3 + "How do they differ?")),
+        Case("bare", "the day is blue and the river"),
+    )
 
 
 _SEE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -110,7 +121,13 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         ),
         Case("text", "###Human: Tell me a story about the river and the sea.###Assistant:"),
     ),
+    "llama": _text_cases("USER: {} ASSISTANT:"),
+    "mistral": _text_cases("USER: {} ASSISTANT:"),
+    "phi3": _text_cases("<|user|>\n{}<|end|>\n<|assistant|>\n"),
+    "qwen2": _text_cases(_chatml("{}")),
+    "qwen3": _text_cases(_chatml("{}")),
 }
+TEXT_FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
 CASES = {**CASES, "qwen2_5_vl": CASES["qwen2_vl"]}
@@ -130,6 +147,11 @@ _FIRST_SEED = {
     "qwen2_5_vl": 1,
     "qwen2_5_vl-nested": 3,
     "phi3_v": 329,
+    "llama": 1,
+    "mistral": 15,
+    "phi3": 10,
+    "qwen2": 22,
+    "qwen3": 0,
 }
 
 
@@ -975,6 +997,186 @@ def _phi_files(tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, dict[s
     }
 
 
+# --------------------------------------------------------------------------------------------------------- text alone
+
+_TEXT_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+}
+_TEXT_COMMON = {
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.43.0",
+    "use_cache": True,
+}
+# The keys of Llama-3.1-8B, Mistral-7B-v0.3, Phi-3.5-mini, Qwen2.5-0.5B and Qwen3-0.6B that are more than sizes.
+_TEXT_CONFIGS: Mapping[str, dict[str, Any]] = {
+    "llama": {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "max_position_embeddings": 131072,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+    },
+    "mistral": {
+        "architectures": ["MistralForCausalLM"],
+        "head_dim": 24,
+        "max_position_embeddings": 32768,
+        "model_type": "mistral",
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+    },
+    "phi3": {
+        "architectures": ["Phi3ForCausalLM"],
+        "attention_bias": False,
+        "embd_pdrop": 0.0,
+        "hidden_size": 192,
+        "intermediate_size": 256,
+        "max_position_embeddings": 131072,
+        "model_type": "phi3",
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "original_max_position_embeddings": 4096,
+        "resid_pdrop": 0.0,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {"long_factor": PHI_LONG_FACTOR, "short_factor": PHI_SHORT_FACTOR, "type": "longrope"},
+        "rope_theta": 10000.0,
+        "sliding_window": 262144,
+        "tie_word_embeddings": False,
+    },
+    "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "max_position_embeddings": 32768,
+        "max_window_layers": 21,
+        "model_type": "qwen2",
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+    },
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "head_dim": 32,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 28,
+        "model_type": "qwen3",
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+    },
+}
+_TEXT_TEMPLATES = {
+    "llama": "{% for message in messages %}{{ message['role'].upper() + ': ' + message['content'] + ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
+    "phi3": PHI_TEMPLATE,
+    "qwen2": QWEN_TEMPLATE,
+}
+_TEXT_TEMPLATES |= {"mistral": _TEXT_TEMPLATES["llama"], "qwen3": QWEN_TEMPLATE}
+
+
+def build_text(folder: str | Path, family: str, *, seed: int = 0, **changes: Any) -> Path:
+    """A decoder of 3 layers of one of TEXT_FAMILIES; `changes` are other values, or other keys, of config.json."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if family.startswith("qwen"):
+        tokenizer = _qwen_tokenizer([_special(token) for token in QWEN_TOKENS])
+        first, ends = _id(tokenizer, "<|endoftext|>"), [_id(tokenizer, "<|im_end|>")]
+    else:
+        added = _phi_tokens() if family == "phi3" else [_special("<pad>")]
+        tokenizer = _llama_tokenizer(added, end_rstrip=family == "phi3")
+        first = _id(tokenizer, "<|endoftext|>" if family == "phi3" else "<pad>")
+        ends = [2, *([_id(tokenizer, "<|end|>")] if family == "phi3" else [])]
+    ids = {"bos_token_id": 1, "eos_token_id": ends[0], "pad_token_id": first, "vocab_size": first + 64}
+    config = {**_TEXT_COMMON, **_TEXT_SIZES, **ids, **_TEXT_CONFIGS[family], **changes}
+    _text_weights(config, first, seed).save(folder)
+    _write(folder, tokenizer, _text_files(tokenizer, config, ends))
+    return folder
+
+
+def _text_weights(config: dict[str, Any], first: int, seed: int) -> _Tensors:
+    width, vocab, fused = config["hidden_size"], config["vocab_size"], config["model_type"] == "phi3"
+    t = _Tensors(_FIRST_SEED[config["model_type"]] + seed, torch.bfloat16)
+    never = [*([] if config["model_type"].startswith("qwen") else [0, 1, 2]), *range(first, vocab)]
+    tied = config["tie_word_embeddings"]
+    table = t.normal("model.embed_tokens.weight", vocab, width, std=0.3 if tied else 1.0)
+    for index in range(config["num_hidden_layers"]):
+        _text_layer(t, f"model.layers.{index}", config, fused=fused)
+    t.norm("model.norm", width)
+    if tied:
+        _mute(table, never, 0.1)
+    else:
+        _mute(t.normal("lm_head.weight", vocab, width, std=2.2 * width**-0.5), never, 0.0)
+    return t
+
+
+def _text_layer(t: _Tensors, layer: str, config: dict[str, Any], *, fused: bool) -> None:
+    width, mlp, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    head = config.get("head_dim") or width // heads
+    out_bias = config.get("attention_bias", False)
+    bias = out_bias or config["model_type"] == "qwen2"
+    q_width, kv_width = heads * head, config["num_key_value_heads"] * head
+    t.norm(f"{layer}.input_layernorm", width)
+    if fused:
+        t.linear(f"{layer}.self_attn.qkv_proj", q_width + 2 * kv_width, width, gain=2.0)
+    else:
+        for name, rows, gain in (("q_proj", q_width, 1.5), ("k_proj", kv_width, 1.5), ("v_proj", kv_width, 1.0)):
+            t.linear(f"{layer}.self_attn.{name}", rows, width, gain=gain, bias=bias)
+    if config["model_type"] == "qwen3":
+        for name in ("q_norm", "k_norm"):
+            t.normal(f"{layer}.self_attn.{name}.weight", head, std=0.3, mean=1.5)
+    t.linear(f"{layer}.self_attn.o_proj", width, q_width, gain=2.0, bias=out_bias)
+    t.norm(f"{layer}.post_attention_layernorm", width)
+    if fused:
+        t.linear(f"{layer}.mlp.gate_up_proj", 2 * mlp, width, gain=1.5)
+    else:
+        t.linear(f"{layer}.mlp.gate_proj", mlp, width, gain=1.5)
+        t.linear(f"{layer}.mlp.up_proj", mlp, width, gain=1.5)
+    t.linear(f"{layer}.mlp.down_proj", width, mlp, gain=1.0)
+
+
+def _text_files(tokenizer: Tokenizer, config: dict[str, Any], ends: list[int]) -> dict[str, dict[str, Any]]:
+    family = config["model_type"]
+    qwen = family.startswith("qwen")
+    tokens: dict[str, Any] = {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    if not qwen:
+        pad = "<|endoftext|>" if family == "phi3" else "<pad>"
+        tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": pad, "unk_token": "<unk>"}
+    return {
+        "config.json": config,
+        "generation_config.json": {
+            "bos_token_id": config["bos_token_id"],
+            "eos_token_id": ends,
+            "pad_token_id": config["pad_token_id"],
+            "transformers_version": "4.43.0",
+        },
+        "tokenizer_config.json": {
+            "added_tokens_decoder": _added_tokens_decoder(tokenizer),
+            **tokens,
+            "chat_template": _TEXT_TEMPLATES[family],
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": config["max_position_embeddings"],
+            "tokenizer_class": "Qwen2Tokenizer" if qwen else "LlamaTokenizer",
+        },
+    }
+
+
 BUILDERS: Mapping[str, Callable[..., Path]] = {
     "llava": build_llava,
     "llava_next": build_llava_next,
@@ -982,4 +1184,5 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     "qwen2_vl": build_qwen2_vl,
     "qwen2_5_vl": build_qwen2_5_vl,
     "phi3_v": build_phi3_v,
+    **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }

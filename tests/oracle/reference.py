@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     LlavaNextProcessor,
     LlavaProcessor,
@@ -25,6 +26,8 @@ from transformers import (
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
 )
+
+from .checkpoints import TEXT_FAMILIES
 
 Floats = npt.NDArray[np.float32]
 LLAVA_PROCESSORS: dict[str, Any] = {
@@ -110,6 +113,9 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
     # Not AutoTokenizer by the class that tokenizer_config.json names: LlamaTokenizer of transformers 5 rebuilds the
     # pipeline and loses the "▁" after special tokens. This class reads tokenizer.json as it is.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    if model_type(folder) in TEXT_FAMILIES:
+        text: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        return text.eval(), tokenizer
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     processor: Any
     if model_type(folder) in LLAVA_PROCESSORS:
@@ -126,6 +132,8 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
 
 
 def _inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    if isinstance(processor, PreTrainedTokenizerFast):
+        return dict(processor([prompt], return_tensors="pt", return_token_type_ids=False))
     return dict(
         processor(text=[prompt], images=list(images) or None, return_tensors="pt", return_mm_token_type_ids=True)
     )

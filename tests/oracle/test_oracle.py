@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from . import phi3v
-from .checkpoints import BUILDERS, CASES, QWEN_TOKENS, Case, picture
+from .checkpoints import BUILDERS, CASES, QWEN_TOKENS, TEXT_FAMILIES, Case, picture
 from .reference import Reference, image_features, load, model_type, pixels, positions, reference
 
 SHARED = Path(os.environ.get("FOVEA_SHARED", Path(__file__).parents[2].parent / "shared"))
@@ -40,6 +40,7 @@ VARIANTS: dict[str, tuple[str, dict[str, int | str]]] = {
     "phi3_v-switch-32": ("phi3_v", {"original_max_position": 32}),
 }
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
+EVERY_CASE += [(family, case) for family in TEXT_FAMILIES for case in CASES[family]]
 PICTURE_CASES = [(variant, case) for variant, case in EVERY_CASE if case.sizes]
 
 
@@ -50,7 +51,8 @@ def _name(value: object) -> str | None:
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
-    return {name: BUILDERS[family](root / name, **options) for name, (family, options) in VARIANTS.items()}
+    variants = VARIANTS | {family: (family, {}) for family in TEXT_FAMILIES}
+    return {name: BUILDERS[family](root / name, **options) for name, (family, options) in variants.items()}
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
@@ -58,7 +60,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if "phi3_v" not in variant])
 def test_transformers_finds_every_weight_and_no_other(folders: dict[str, Path], variant: str) -> None:
-    _, info = AutoModelForImageTextToText.from_pretrained(folders[variant], output_loading_info=True)
+    model: Any = AutoModelForCausalLM if variant in TEXT_FAMILIES else AutoModelForImageTextToText
+    _, info = model.from_pretrained(folders[variant], output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
 
 

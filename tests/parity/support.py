@@ -44,10 +44,14 @@ ATOL: Mapping[str, float] = {
     "qwen2_5_vl-nested": 1e-4,
     "phi3_v": 3e-4,
     "phi3_v-switch-32": 4e-3,
+    "phi3": 3e-4,
+    "phi3-switch-32": 4e-3,
 }
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+SMOL = {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 96, "rope_theta": 100000}
 
 # Each checkpoint of the tests: the family and what its builder is told.
-VARIANTS: Mapping[str, tuple[str, Mapping[str, int | str]]] = {
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llava": ("llava", {}),
     "llava-grouped": ("llava", {"kv_heads": 2}),
     "llava_next": ("llava_next", {}),
@@ -59,13 +63,27 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, int | str]]] = {
     "qwen2_5_vl-nested": ("qwen2_5_vl", {"nested": 1}),
     "phi3_v": ("phi3_v", {}),
     "phi3_v-switch-32": ("phi3_v", {"original_max_position": 32}),
+    "llama": ("llama", {}),
+    "llama-llama3": ("llama", {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}}),
+    "llama-linear": ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 10000.0}),
+    "llama-biased": ("llama", {"attention_bias": True, "num_key_value_heads": 1, "head_dim": 8}),
+    "llama-smollm2": ("llama", {**SMOL, "tie_word_embeddings": True}),
+    "mistral": ("mistral", {}),
+    "phi3": ("phi3", {}),
+    "phi3-switch-32": ("phi3", {"original_max_position_embeddings": 32}),
+    "phi3-plain": ("phi3", {"rope_scaling": None, "max_position_embeddings": 4096, "num_key_value_heads": 1}),
+    "phi3-partial": ("phi3", {"rope_scaling": None, "partial_rotary_factor": 0.75, "num_attention_heads": 4}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-untied": ("qwen2", {"tie_word_embeddings": False, "num_key_value_heads": 4, "num_hidden_layers": 2}),
+    "qwen3": ("qwen3", {}),
+    "qwen3-biased": ("qwen3", {"attention_bias": True, "head_dim": 16, "tie_word_embeddings": False}),
 }
 # The first of each shape runs in every test of the engine, all of them where families differ.
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "phi3_v")
 EVERY_FAMILY = (*FAMILIES, "llava_next", "vipllava")
 QWEN = ("qwen2_vl", "qwen2_5_vl")
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
-_KV_BYTES = dict.fromkeys(EVERY_FAMILY, 16 * MIB) | {"phi3_v": 48 * MIB}
+_KV_BYTES = {"phi3_v": 48 * MIB, "phi3": 48 * MIB}
 
 
 def case_name(value: object) -> str | None:
@@ -95,7 +113,7 @@ class Engines:
     def get(self, variant: str, *, seed: int = 0, **options: Any) -> LLM:
         name = json.dumps([variant, seed, options], sort_keys=True, default=str)
         if name not in self._llms:
-            options.setdefault("kv_cache_memory_bytes", _KV_BYTES[VARIANTS[variant][0]])
+            options.setdefault("kv_cache_memory_bytes", _KV_BYTES.get(VARIANTS[variant][0], 16 * MIB))
             self._llms[name] = load(self._checkpoints.folder(variant, seed), **options)
         self._used.add(name)
         return self._llms[name]
@@ -190,7 +208,7 @@ def num_decided(margins: Sequence[float], least: float = 1e-3) -> int:
 
 
 def assert_logits_agree(variant: str, got: npt.NDArray[np.float32], want: npt.NDArray[np.float32]) -> None:
-    np.testing.assert_allclose(got, want, atol=ATOL[variant], rtol=0)
+    np.testing.assert_allclose(got, want, atol=ATOL.get(variant, 1e-4), rtol=0)
 
 
 def prompt_logits(llm: LLM, prompt: object) -> npt.NDArray[np.float32]:

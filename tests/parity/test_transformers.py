@@ -74,7 +74,13 @@ def test_a_batch_of_all_cases_answers_each_as_the_reference(
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("variant", [*EVERY_FAMILY, "llava-grouped", "qwen2_5_vl-nested"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *(*EVERY_FAMILY, "llava-grouped", "qwen2_5_vl-nested"),
+        *("llama-llama3", "llama-biased", "mistral", "phi3", "phi3-partial", "qwen2-untied", "qwen3", "qwen3-biased"),
+    ],
+)
 def test_other_weights_agree_too(checkpoints: Checkpoints, engines: Engines, variant: str, seed: int) -> None:
     llm = engines.get(variant, seed=seed)
     for case in CASES[VARIANTS[variant][0]]:

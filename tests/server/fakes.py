@@ -91,6 +91,10 @@ class FakeService:
     opened: int = 0
     closed: int = 0
 
+    @property
+    def max_images(self) -> int:
+        return self.config.image_limit()
+
     def reading(self) -> Reading:
         return Admission(self.config).reading()
 

@@ -12,8 +12,9 @@ from fovea.core.config import EMBEDDED_MODEL
 DESCRIPTION = "List the supported model families."
 EXAMPLES = ("fovea models",)
 FOOTER = f"""\
-All of them take text alone, one picture or several; the frames of a video go in as several pictures. A family is
-recognised by "architectures" in config.json, so fine-tuned models of the same shape run too.
+All of them take text alone; those that name how pictures stand in a prompt take one or several, and the frames of a
+video as several pictures. A family is recognised by "architectures" in config.json, so fine-tuned models of the same
+shape run too.
 {EMBEDDED_MODEL}, the model that comes with Fovea, has the layout of Qwen2-VL."""
 
 
@@ -34,7 +35,7 @@ def families_table() -> str:
     blocks = []
     for family in FAMILIES:
         about = (inspect.getmodule(family).__doc__ or "").strip().splitlines()[0]
-        tag = family.placeholder if family.image_tag is None else "<|image_1|>, <|image_2|>, ..."
+        tag = (family.placeholder or "none") if family.image_tag is None else "<|image_1|>, <|image_2|>, ..."
         options = ", ".join(sorted(family.processor_options)) or "none"
         lines = [f"pictures in a prompt: {tag}", f"mm_processor_kwargs: {options}"]
         blocks.append("\n".join([", ".join(family.architectures), *textwrap.wrap(about, 100), *lines]))

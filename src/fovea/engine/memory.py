@@ -116,17 +116,24 @@ def workspace_bytes(spec: ModelSpec, config: EngineConfig, element_bytes: int, m
 
 
 def _wanted_len(spec: ModelSpec, config: EngineConfig) -> int:
-    if config.max_model_len is None:
-        return spec.decoder.max_positions
-    if config.max_model_len > spec.decoder.max_positions:
+    decoder = spec.decoder
+    wanted = decoder.max_positions if config.max_model_len is None else config.max_model_len
+    if wanted > decoder.max_positions:
         raise InvalidOptionError(
-            f"max_model_len is {config.max_model_len:,}; the model's positions end at {spec.decoder.max_positions:,}."
+            f"max_model_len is {wanted:,}; the model's positions end at {decoder.max_positions:,}."
         )
-    return config.max_model_len
+    if decoder.window is not None and wanted > decoder.window:
+        raise InvalidOptionError(
+            f"max_model_len is {wanted:,} and the model's attention has a sliding window of {decoder.window:,} tokens, "
+            f"beyond which Fovea does not run it. Pass max_model_len={decoder.window} or less."
+        )
+    return wanted
 
 
 def _encoder_bytes(spec: ModelSpec, config: EngineConfig, machine: Machine, most_rows: int, element_bytes: int) -> int:
     """Room for the embeddings of at least the largest picture."""
+    if not spec.takes_pictures:
+        return 0
     least = most_rows * spec.decoder.hidden_size * element_bytes
     if config.encoder_cache_bytes is not None:
         return max(config.encoder_cache_bytes, least)

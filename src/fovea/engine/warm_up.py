@@ -47,12 +47,14 @@ def _run(engine: Engine, request: EngineRequest) -> None:
 
 
 def _request(engine: Engine, family: Family, config: EngineConfig) -> EngineRequest:
-    """A small picture and some text; text alone where max_model_len leaves no room for the smallest picture."""
-    plan = family.plan_image(SIDE_PX, SIDE_PX, family.check_options(config.mm_processor_kwargs))
+    """A small picture and some text; text alone where there is no tower, or no room for the smallest picture."""
     params = SamplingParams(temperature=0.0, max_tokens=NUM_ANSWER_TOKENS)
+    if not family.spec.takes_pictures:
+        return _text(min(NUM_TEXT_TOKENS, engine.plan.max_model_len // 2), params)
+    plan = family.plan_image(SIDE_PX, SIDE_PX, family.check_options(config.mm_processor_kwargs))
     num_tokens = plan.num_tokens + NUM_TEXT_TOKENS
     if num_tokens + NUM_ANSWER_TOKENS > engine.plan.max_model_len:
-        return EngineRequest("warm-up", (0,) * (engine.plan.max_model_len // 2), params, frozenset())
+        return _text(engine.plan.max_model_len // 2, params)
     span = MediaSpan(1, plan.num_tokens)
     positions, delta = family.positions(num_tokens, [span], [plan.grid])
     pixels = np.zeros((SIDE_PX, SIDE_PX, 3), np.uint8)
@@ -67,3 +69,7 @@ def _request(engine: Engine, family: Family, config: EngineConfig) -> EngineRequ
         positions=positions,
         position_delta=delta,
     )
+
+
+def _text(num_tokens: int, params: SamplingParams) -> EngineRequest:
+    return EngineRequest("warm-up", (0,) * num_tokens, params, frozenset())

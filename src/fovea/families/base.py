@@ -115,6 +115,17 @@ class Family(ABC):
         """`plan_image` for a picture with a budget: its canvas has at most `budget.max_pixels`."""
         return self.plan_image(width_px, height_px, self.budgeted(options, budget))
 
+    def check_media(self, count: int) -> None:
+        """Raises MediaError if a model of text alone is shown a picture."""
+        if count and not self.spec.takes_pictures:
+            raise self.no_pictures()
+
+    def no_pictures(self) -> MediaError:
+        return MediaError(
+            f"{self.name} is a model of text alone and takes no pictures. Leave them out or use a model that sees.",
+            code="unsupported_value",
+        )
+
     @abstractmethod
     def weight_map(self) -> WeightMap:
         """Every tensor of a published checkpoint and where it goes."""

@@ -56,6 +56,9 @@ class Section:
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
 
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
     @overload
     def get(self, kind: type[T], key: str) -> T: ...
     @overload
@@ -96,6 +99,12 @@ class Section:
         if value is not None and value not in permitted:
             choices = ", ".join(map(repr, permitted))
             raise UnsupportedModelError(f"{self._where}: {key!r} is {value!r}; supported: {choices}.")
+
+    def only(self, *known: str) -> None:
+        """Refuse the model if any other key is there: each would change the arithmetic."""
+        unknown = sorted(key for key in self._values if key not in known and self._values[key] is not None)
+        if unknown:
+            raise UnsupportedModelError(f"{self._where} has {unknown[0]!r}; supported here: {', '.join(known)}.")
 
     def floats(self, key: str) -> tuple[float, ...]:
         values = self.get(list, key)

@@ -83,6 +83,11 @@ def decoder_weights(prefix: str, head: str, spec: DecoderSpec, *, fused: bool) -
         slots[f"{theirs}post_attention_layernorm.weight"] = WeightSlot(f"{ours}mlp_norm.weight")
         slots[f"{theirs}self_attn.o_proj.weight"] = WeightSlot(f"{ours}out.weight")
         slots[f"{theirs}mlp.down_proj.weight"] = WeightSlot(f"{ours}down.weight")
+        if spec.out_bias:
+            slots[f"{theirs}self_attn.o_proj.bias"] = WeightSlot(f"{ours}out.bias")
+        if spec.qk_norm:
+            slots[f"{theirs}self_attn.q_norm.weight"] = WeightSlot(f"{ours}q_norm.weight")
+            slots[f"{theirs}self_attn.k_norm.weight"] = WeightSlot(f"{ours}k_norm.weight")
         if fused:
             slots[f"{theirs}self_attn.qkv_proj.weight"] = WeightSlot(f"{ours}qkv.weight")
             slots[f"{theirs}mlp.gate_up_proj.weight"] = WeightSlot(f"{ours}gate_up.weight")

@@ -6,14 +6,31 @@ from pathlib import Path
 
 from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.families.base import Family, ModelFiles
+from fovea.families.llama import Llama
 from fovea.families.llava import Llava
 from fovea.families.llava_next import LlavaNext
+from fovea.families.mistral import Mistral
+from fovea.families.phi3 import Phi3
 from fovea.families.phi3_v import Phi3V
+from fovea.families.qwen2 import Qwen2
 from fovea.families.qwen2_5_vl import Qwen2_5VL
 from fovea.families.qwen2_vl import Qwen2VL
+from fovea.families.qwen3 import Qwen3
 from fovea.families.vipllava import VipLlava
 
-FAMILIES: tuple[type[Family], ...] = (Llava, LlavaNext, VipLlava, Phi3V, Qwen2VL, Qwen2_5VL)
+FAMILIES: tuple[type[Family], ...] = (
+    Llava,
+    LlavaNext,
+    VipLlava,
+    Phi3V,
+    Qwen2VL,
+    Qwen2_5VL,
+    Llama,
+    Mistral,
+    Phi3,
+    Qwen2,
+    Qwen3,
+)
 
 
 def load_family(folder: Path) -> Family:

@@ -42,7 +42,12 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """A Llama-shaped decoder: RMSNorm, rotary attention with grouped queries, gated SiLU MLP."""
+    """A Llama-shaped decoder: RMSNorm, rotary attention with grouped queries, gated SiLU MLP.
+
+    `qk_norm`: an RMSNorm over each query and key head before it is rotated (Qwen3, arXiv:2505.09388). `out_bias`: a
+    bias behind attention. `rotary_dim`: only the first so many dimensions of a head are rotated; None: all. `window`:
+    a token sees so many tokens, itself included; the engine runs such a model only where no sequence outgrows it.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -56,6 +61,10 @@ class DecoderSpec:
     qkv_bias: bool
     tied_head: bool
     max_positions: int
+    qk_norm: bool = False
+    out_bias: bool = False
+    rotary_dim: int | None = None
+    window: int | None = None
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
@@ -119,21 +128,33 @@ class ProjectorSpec:
     newline: bool = False
 
 
-EncoderKind = Literal["fixed", "anyres", "hd_crops", "merged_grid"]
+EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid"]
+
+# What stands in the place of a tower and a projector where there are none: every size is 0.
+NO_TOWER = TowerSpec(0, 0, 0, 0, activation="gelu", norm_eps=0.0, patch_px=0)
+NO_PROJECTOR = ProjectorSpec(merge=0, mid_width=0, out_width=0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """All the engine needs to build and run a model. `encoder` says how canvases become rows of embeddings."""
+    """All the engine needs to build and run a model.
+
+    `encoder` says how canvases become rows of embeddings; "none" is a model of text alone, which has no tower,
+    projector, mean and deviation.
+    """
 
     decoder: DecoderSpec
-    tower: TowerSpec
-    projector: ProjectorSpec
-    encoder: EncoderKind
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
+    tower: TowerSpec = NO_TOWER
+    projector: ProjectorSpec = NO_PROJECTOR
+    encoder: EncoderKind = "none"
+    image_mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    image_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     dtype: str
     tile_px: int = 0  # side of the square the tower sees; 0: any multiple of the patch
+
+    @property
+    def takes_pictures(self) -> bool:
+        return self.encoder != "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,11 @@ def main(argv: list[str]) -> int:
             return 1
         heartbeat = Heartbeat()
         ready = EngineReady(
-            engine.plan.max_model_len, str(engine.model.device), str(engine.model.dtype)[6:], str(engine.plan)
+            engine.plan.max_model_len,
+            str(engine.model.device),
+            str(engine.model.dtype)[6:],
+            str(engine.plan),
+            engine.model.spec.takes_pictures,
         )
         channel.send(encode(ready), heartbeat.fd)
         EngineLoop(engine, channel, heartbeat).run()

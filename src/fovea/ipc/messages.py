@@ -116,6 +116,7 @@ class EngineReady(Message, frozen=True):
     device: str
     dtype: str
     memory_plan: str
+    takes_pictures: bool = True
 
 
 class Failed(Message, frozen=True):

@@ -77,15 +77,28 @@ def add_rms_norm(x: Tensor, y: Tensor | None, norm: Norm) -> tuple[Tensor, Tenso
 
 
 def norm_qkv(
-    x: Tensor, norm: Norm, linear: nn.Module, num_heads: int, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch
+    x: Tensor,
+    norm: Norm,
+    linear: nn.Module,
+    num_heads: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: AttentionBatch,
+    head_norms: tuple[Norm, Norm] | None = None,
 ) -> Tensor:
-    """Norm and projection of x [T, hidden], then rotate_and_store: rotated queries [T, N, D]."""
-    if _is_few_rows(x):
+    """Norm and projection of x [T, hidden], then rotate_and_store: rotated queries [T, N, D].
+
+    head_norms: of each query head and of each key head, before they are rotated. No kernel joins these to the rest.
+    """
+    if head_norms is None and _turns_all(batch, k_cache) and _is_few_rows(x):
         from fovea.kernels.few_rows import norm_qkv as fused
 
         weight, bias = _parameters(linear)
         return fused(x, norm.weight, norm.eps, weight, bias, num_heads, k_cache, v_cache, batch)
     heads: Tensor = linear(norm(x)).view(x.shape[0], -1, k_cache.shape[-1])
+    if head_norms is not None:
+        q, k, v = heads.split((num_heads, k_cache.shape[2], v_cache.shape[2]), dim=1)
+        heads = torch.cat((head_norms[0](q), head_norms[1](k), v), dim=1)
     return rotate_and_store(heads, num_heads, k_cache, v_cache, batch)
 
 
@@ -106,8 +119,8 @@ def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
         return fused(x, *_parameters(linear), residual=residual)
     if x.is_cuda:
         weight, bias = _parameters(linear)
-        assert bias is None, "the product is added to the residual, which leaves no place for a bias"
-        return residual.addmm_(x, weight.t())
+        summed = residual.addmm_(x, weight.t())
+        return summed if bias is None else summed.add_(bias)
     return reference.linear_add(x, linear, residual)
 
 
@@ -123,6 +136,11 @@ def logits(x: Tensor, head: nn.Module | Tensor) -> Tensor:
 
 def _is_few_rows(x: Tensor) -> bool:
     return x.is_cuda and 0 < x.shape[0] <= FEW_ROWS
+
+
+def _turns_all(batch: AttentionBatch, k_cache: Tensor) -> bool:
+    """Whether every dimension of a head is rotated, as the kernels have it."""
+    return 2 * batch.cos.shape[-1] == k_cache.shape[-1]
 
 
 def _parameters(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -170,7 +188,7 @@ def rotate_qk(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
     """See reference.rotate_and_store."""
-    if qkv.is_cuda:
+    if qkv.is_cuda and _turns_all(batch, k_cache):
         from fovea.kernels.elementwise import rotate_and_store as fused
 
         return fused(qkv, num_heads, k_cache, v_cache, batch)

@@ -61,8 +61,11 @@ def rotary(
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions, halves rotated against each other (RoFormer, arXiv:2104.09864).
 
-    x [T, heads, D]; cos and sin [T, D / 2] in float32.
+    x [T, heads, D]; cos and sin [T, D / 2] in float32, or shorter: then the dimensions behind theirs stay.
     """
+    turned = 2 * cos.shape[-1]
+    if turned < x.shape[-1]:
+        return torch.cat((rotate(x[..., :turned], cos, sin), x[..., turned:]), dim=-1)
     low, high = x.float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)

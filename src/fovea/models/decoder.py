@@ -44,13 +44,17 @@ class DecoderLayer(nn.Module):
         heads = spec.num_heads + 2 * spec.num_kv_heads
         self.attention_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.qkv = nn.Linear(spec.hidden_size, heads * spec.head_dim, bias=spec.qkv_bias)
-        self.out = nn.Linear(spec.num_heads * spec.head_dim, spec.hidden_size, bias=False)
+        self.head_norms: tuple[RMSNorm, RMSNorm] | None = None
+        if spec.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(spec.head_dim, spec.norm_eps) for _ in range(2))
+            self.head_norms = self.q_norm, self.k_norm
+        self.out = nn.Linear(spec.num_heads * spec.head_dim, spec.hidden_size, bias=spec.out_bias)
         self.mlp_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.gate_up = nn.Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=False)
         self.down = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
 
     def forward(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:  # [T, hidden], may overwrite x
-        q = ops.norm_qkv(x, self.attention_norm, self.qkv, self.num_heads, *pages, batch)
+        q = ops.norm_qkv(x, self.attention_norm, self.qkv, self.num_heads, *pages, batch, self.head_norms)
         x = ops.linear_add(ops.paged_attention(q, *pages, batch).flatten(1), self.out, x)
         hidden = ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
         return ops.linear_add(hidden, self.down, x)
@@ -81,6 +85,7 @@ class Rope:
     """Cos and sin of packed tokens, from a RopeSpec."""
 
     def __init__(self, spec: RopeSpec, head_dim: int, device: torch.device) -> None:
+        """head_dim: the dimensions of a head that are rotated."""
         self._sections = spec.sections
         exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
         tables = []

@@ -1,4 +1,4 @@
-"""A whole model: picture encoder and decoder, built from a ModelSpec."""
+"""A whole model: picture encoder, if it takes pictures, and decoder, built from a ModelSpec."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class VLM(nn.Module):
         super().__init__()
         self.spec = spec
         self.decoder = Decoder(spec.decoder)
-        self.encoder = ENCODERS[spec.encoder](spec)
+        if spec.takes_pictures:
+            self.encoder = ENCODERS[spec.encoder](spec)
 
     @property
     def device(self) -> torch.device:
@@ -32,7 +33,8 @@ class VLM(nn.Module):
         return self.decoder.embed.weight.dtype
 
     def make_rope(self) -> Rope:
-        return Rope(self.spec.decoder.rope, self.spec.decoder.head_dim, self.device)
+        decoder = self.spec.decoder
+        return Rope(decoder.rope, decoder.rotary_dim or decoder.head_dim, self.device)
 
     def encode(self, items: Sequence[MediaItem]) -> list[Tensor]:
         """Rows [num_tokens, hidden] for each picture, all pictures in one pass of the tower.

@@ -17,6 +17,8 @@ from fovea.prompt.forms import PromptForm
 from fovea.prompt.pieces import Piece
 from fovea.prompt.tokenizer import Tokenizer
 
+NO_TOKEN = -1
+
 
 @dataclass(frozen=True, slots=True)
 class SlottedPrompt:
@@ -27,7 +29,11 @@ class SlottedPrompt:
 
 
 def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedPrompt:
-    """Raises PlaceholderError if the prompt does not have one place for each picture, PromptError for bad ids."""
+    """Raises PlaceholderError if the prompt does not have one place for each picture, PromptError for bad ids.
+
+    A model of text alone refuses pictures with MediaError.
+    """
+    family.check_media(len(form.media))
     placeholder_id = placeholder_token(family, tokenizer)
     if form.token_ids is not None:
         ids = _checked(form.token_ids, family)
@@ -61,6 +67,9 @@ def expand(prompt: SlottedPrompt, counts: Sequence[int]) -> tuple[tuple[int, ...
 
 
 def placeholder_token(family: Family, tokenizer: Tokenizer) -> int:
+    """NO_TOKEN where the model takes no pictures."""
+    if not family.spec.takes_pictures:
+        return NO_TOKEN
     token_id = tokenizer.token_id(family.placeholder)
     if token_id is None:
         raise PromptError(f"The tokenizer has no {family.placeholder!r}; it is not one for {family.name}.")

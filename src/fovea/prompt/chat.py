@@ -45,6 +45,8 @@ def build_chat(
     from_json: the messages came as text, so parts that hold Python objects are refused.
     """
     read = _read_messages(messages, PartReader(allow_embeds=allow_embeds, from_json=from_json))
+    media = _media_of(read)
+    family.check_media(len(media))
     marks = _Marks(family)
     as_parts = template.content_format == "openai"
     pieces = template.render_pieces(
@@ -55,7 +57,7 @@ def build_chat(
     )
     return PromptForm(
         pieces=tuple(part for piece in pieces for part in marks.resolve(piece)),
-        media=_media_of(read),
+        media=media,
         processor_kwargs=checked_mapping(processor_kwargs, "mm_processor_kwargs"),
         salt=checked_text(salt, "cache_salt", MAX_SALT_CHARS),
     )

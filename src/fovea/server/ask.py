@@ -48,6 +48,11 @@ class ServiceLike(Protocol):
     @property
     def max_model_len(self) -> int: ...
     @property
+    def max_images(self) -> int:
+        """Most pictures of one request: what is set, or none with a model of text alone."""
+        ...
+
+    @property
     def created(self) -> int:
         """Unix time at which the model was loaded."""
         ...

@@ -62,6 +62,14 @@ class Service:
         return self._engine.facts.max_model_len if self._engine.facts is not None else 0
 
     @property
+    def max_images(self) -> int:
+        return self.config.image_limit() if self._takes_pictures else 0
+
+    @property
+    def _takes_pictures(self) -> bool:
+        return self._engine.facts is None or self._engine.facts.takes_pictures
+
+    @property
     def _resizes_on_device(self) -> bool:
         return self._engine.facts is not None and self.config.resizes_on(self._engine.facts.device)
 
@@ -159,6 +167,12 @@ class Service:
     async def _fetch(self, ask: Ask, seat: Seat) -> dict[str, Fetched]:
         """The web pictures of the request, each address once."""
         media = self._pictures(ask.messages) if ask.messages is not None else []
+        if media and not self._takes_pictures:
+            raise MediaError(
+                "The model is one of text alone and takes no pictures. Leave them out or use a model that sees.",
+                code="unsupported_value",
+                param=media[0].param or "messages",
+            )
         if len(media) > self.config.image_limit():
             raise MediaLimitError(
                 f"The request has {len(media)} pictures; limit_mm_per_prompt allows {self.config.image_limit()}.",

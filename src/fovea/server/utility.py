@@ -127,7 +127,7 @@ class UtilityRoutes:
 
     def _card(self, name: str) -> ModelCard:
         config = self._service.config
-        max_images = config.image_limit()
+        max_images = self._service.max_images
         return ModelCard(
             id=name,
             created=self._service.created,

@@ -1,0 +1,17 @@
+"""Qwen3: text alone, a norm on each query and key head, heads of a width of their own (arXiv:2505.09388)."""
+
+from __future__ import annotations
+
+from fovea.families.config_reader import Section
+from fovea.families.qwen2 import QWEN_DEFAULTS
+from fovea.families.text import TextModel, window_of_some_layers
+
+
+class Qwen3(TextModel):
+    architectures = ("Qwen3ForCausalLM",)
+    defaults = {**QWEN_DEFAULTS, "head_dim": 128}
+    reads_bias = True
+    qk_norm = True
+
+    def window(self, config: Section, num_layers: int) -> int | None:
+        return window_of_some_layers(config, num_layers)

@@ -1,0 +1,94 @@
+"""Models of text alone. Their config is data: a family says what its class defaults to and how it differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from fovea.core.errors import UnsupportedModelError
+from fovea.core.types import ImagePlan, PixelBudget
+from fovea.families.base import Family, ModelFiles
+from fovea.families.config_reader import Section
+from fovea.families.parts import decoder_weights, llama_decoder, plain_rope
+from fovea.families.rope import read_rope, rotary_width
+from fovea.families.spec import ModelSpec, WeightMap
+
+
+class TextModel(Family):
+    """`defaults` are what transformers' config class takes for a key that config.json lacks (null is no lack).
+
+    qkv_bias: always there; `attention_bias` of the config is read where `reads_bias`, and then means `o_proj` too.
+    """
+
+    placeholder = ""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    qkv_bias: ClassVar[bool] = False
+    reads_bias: ClassVar[bool] = False
+    qk_norm: ClassVar[bool] = False
+    partial_rotary: ClassVar[bool] = False
+    fused: ClassVar[bool] = False  # the checkpoint joins q, k, v in one matrix, and gate and up
+
+    def __init__(self, files: ModelFiles) -> None:
+        super().__init__(replace(files, config={**self.defaults, **files.config}))
+
+    def read_spec(self) -> ModelSpec:
+        config = self.config
+        config.expect("mlp_bias", False)
+        if not self.reads_bias:
+            config.expect("attention_bias", self.qkv_bias)
+        bias = self.reads_bias and config.get(bool, "attention_bias", False)
+        tied = config.get(bool, "tie_word_embeddings", False)
+        plain = llama_decoder(config, plain_rope(10000.0), qkv_bias=bias or self.qkv_bias, tied_head=tied)
+        width = rotary_width(config, plain.head_dim, partial=self.partial_rotary)
+        decoder = replace(
+            plain,
+            rope=read_rope(config, width, plain.max_positions),
+            rotary_dim=None if width == plain.head_dim else width,
+            qk_norm=self.qk_norm,
+            out_bias=bias,
+            window=self.window(config, plain.num_layers),
+        )
+        return ModelSpec(decoder=decoder, dtype=self.dtype("bfloat16"))
+
+    def window(self, config: Section, num_layers: int) -> int | None:
+        """How many tokens attention sees at most, in the layers that see least; None: all."""
+        return sliding_window(config)
+
+    def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:
+        raise self.no_pictures()
+
+    def largest_picture(self, options: Mapping[str, Any]) -> int:
+        return 0
+
+    def token_grid(self, plan: ImagePlan) -> tuple[int, int]:
+        raise self.no_pictures()
+
+    def most_pixels(self, options: Mapping[str, Any]) -> int:
+        return 0
+
+    def budgeted(self, options: Mapping[str, Any], budget: PixelBudget | None) -> dict[str, Any]:
+        raise self.no_pictures()
+
+    def weight_map(self) -> WeightMap:
+        """Old checkpoints hold the rotary frequencies, which follow from the config."""
+        decoder = self.spec.decoder
+        slots = decoder_weights("model.", "lm_head", decoder, fused=self.fused)
+        ignored = tuple(f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(decoder.num_layers))
+        return WeightMap(slots, (*ignored, "lm_head.") if decoder.tied_head else ignored)
+
+
+def sliding_window(config: Section) -> int | None:
+    return config.count("sliding_window") if "sliding_window" in config else None
+
+
+def window_of_some_layers(config: Section, num_layers: int) -> int | None:
+    """Qwen's spelling: a switch, and the layers that slide listed or counted from `max_window_layers`."""
+    kinds = config.get(list, "layer_types", [])
+    unknown = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
+    if unknown or (kinds and len(kinds) != num_layers):
+        raise UnsupportedModelError(
+            f"config.json: 'layer_types' must hold {num_layers} times full_attention or sliding_attention."
+        )
+    slides = "sliding_attention" in kinds or (not kinds and num_layers > config.get(int, "max_window_layers"))
+    return sliding_window(config) if slides and config.get(bool, "use_sliding_window", False) else None
