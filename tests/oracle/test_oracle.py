@@ -248,7 +248,7 @@ def test_image_features_are_what_the_model_inserts(folders: dict[str, Path], var
         embeds = model.get_input_embeddings()(ids).clone()
         rows = [torch.from_numpy(rows) for rows in image_features(folder, case.images())]
         embeds[ids == model.config.image_token_id] = torch.cat(rows)
-        where = positions(folder, case.prompt, case.images()) if "qwen" in variant else np.arange(len(ids))
+        where = positions(folder, case.prompt, case.images()) if variant.startswith("qwen") else np.arange(len(ids))
         place = torch.from_numpy(where).unsqueeze(-2)
         logits = model(inputs_embeds=embeds[None], position_ids=place, use_cache=False).logits[0]
     np.testing.assert_allclose(logits.numpy(), answer.logits, atol=1e-5)
