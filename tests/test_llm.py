@@ -21,10 +21,12 @@ from fovea.core.errors import (
     SamplingError,
 )
 from fovea.core.params import SamplingParams
-from fovea.core.types import RequestOutput
+from fovea.core.types import Picture, RequestOutput
 from fovea.engine import runner as runner_module
 from fovea.engine import sampler
 from fovea.llm import LLM
+from fovea.media.decode import decode
+from fovea.media.source import MemorySource
 from tests.oracle.checkpoints import CASES
 from tests.parity.support import (
     FAMILIES,
@@ -123,6 +125,22 @@ def test_bad_sampling_params_are_refused_before_anything_runs(llm: LLM, params: 
         llm.generate([TEXT, TEXT], params, use_tqdm=False)
     assert isinstance(caught.value, InvalidOptionError | SamplingError)
     assert llm.engine.stats.num_steps == steps
+
+
+def test_a_picture_shown_in_many_prompts_of_a_call_is_decoded_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = tokens(ask(llm, GOOD))
+    calls: list[object] = []
+
+    def counted(source: MemorySource) -> Picture:
+        calls.append(source)
+        return decode(source)
+
+    monkeypatch.setattr("fovea.pipeline.pictures.decode", counted)
+    outputs = llm.generate([GOOD] * 5 + [TEXT], GREEDY, use_tqdm=False)
+    assert [tokens(output) for output in outputs[:5]] == [want] * 5
+    assert len(calls) == 1
+    llm.generate(GOOD, GREEDY, use_tqdm=False)
+    assert len(calls) == 2, "nothing is kept from one call to the next"
 
 
 def test_an_error_while_preparing_that_nobody_foresaw_stays_with_its_request(

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from fovea.core.errors import MediaDecodeError
+from fovea.core.errors import MediaDecodeError, MediaError
 from fovea.core.types import ImagePlan, Picture
 from fovea.media.decode import decode
+from fovea.media.source import ArraySource, MemorySource, PilSource
 from fovea.media.transform import apply_plan
 from fovea.pipeline import pictures
+from fovea.pipeline.pictures import SharedDecodes
 from fovea.pipeline.preparer import Preparer
 from fovea.prompt.forms import PromptForm, parse_prompt
 from tests.oracle.checkpoints import CASES
@@ -215,3 +218,26 @@ def test_nothing_is_resized_twice_for_one_address(checkpoints: Checkpoints) -> N
     made = preparer(checkpoints, "llava").for_engine(4096, resize_on_device=True)
     media = run(made, chat(made, part(URL), part(URL))).request.media
     assert media[0].pixels is media[1].pixels
+
+
+def test_a_picture_that_several_requests_show_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the objects that were named; what fails for one fails for all."""
+    calls: list[object] = []
+
+    def counted(source: MemorySource) -> Picture:
+        calls.append(source)
+        return decode(source)
+
+    monkeypatch.setattr("fovea.pipeline.pictures.decode", counted)
+    shown, other = Image.new("RGB", (8, 6), "red"), Image.new("RGB", (8, 6), "red")
+    broken = np.zeros((0, 4, 3), np.uint8)
+    shared = SharedDecodes({id(shown), id(broken)})
+    first, second = (shared.decode(PilSource(shown)) for _ in range(2))
+    assert first is second
+    assert len(calls) == 1
+    assert shared.decode(PilSource(other)) is not shared.decode(PilSource(other))
+    assert len(calls) == 3
+    for _ in range(2):
+        with pytest.raises(MediaError):
+            shared.decode(ArraySource(broken))
+    assert len(calls) == 4

@@ -7,7 +7,7 @@ a page nobody reads. All graphs read the same buffers and share one memory pool.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,8 +35,6 @@ class _Staged:
     rows: Tensor  # [rows * sequences] int64, as many sequences as the graph has
     tables: Tensor  # [sequences, blocks] int64
     blocks: list[tuple[list[int], int]]  # which list of blocks, and how much of it, each row of the tables holds
-    sequences: list[Sequence] = field(default_factory=list)  # the ones of the next two
-    shifts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def fill_in(tokens: Tensor, last: Tensor) -> Tensor:
@@ -99,9 +97,6 @@ class DecodeGraphs:
         rows[:, count:] = 0
         rows[SLOT, count:] = self._idle_slot
         sequences = [chunk.sequence for chunk in chunks]
-        if sequences != staged.sequences:
-            staged.sequences = sequences
-            staged.shifts = np.array([sequence.request.position_delta for sequence in sequences])
         ends = np.fromiter((chunk.end for chunk in chunks), np.int64, count)
         places = ends - 1
         tables = self._stage_tables(staged, sequences)
@@ -110,7 +105,7 @@ class DecodeGraphs:
         rows[SLOT, :count] = blocks * self._block_size + places % self._block_size
         rows[KV_LEN, :count] = ends
         rows[REGIME, :count] = [sequence.regime for sequence in sequences]
-        rows[POSITION:, :count] = places + staged.shifts
+        rows[POSITION:, :count] = places + [sequence.request.position_delta for sequence in sequences]
 
     def _stage_tables(self, staged: _Staged, sequences: list[Sequence]) -> NDArray[np.int64]:
         tables = staged.tables.numpy()
