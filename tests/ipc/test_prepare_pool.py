@@ -176,6 +176,25 @@ def test_a_death_between_requests_is_noticed_by_nobody() -> None:
     with_pool(work)
 
 
+def test_deaths_before_a_worker_takes_its_task_are_not_the_tasks_doing() -> None:
+    """The system killed both workers; each was handed the request before it was known to be gone."""
+
+    async def work(pool: PreparePool) -> None:
+        await pool.prepare(chat(), None)
+        for pid in pool.pids():
+            os.kill(pid, signal.SIGSTOP)
+        asked = asyncio.create_task(pool.prepare(chat(), None))
+        await asyncio.sleep(0)
+        idle = pool._idle.get_nowait()
+        pool._idle.put_nowait(idle)
+        for pid in sorted(pool.pids(), key=lambda pid: pid == idle.pid):  # the one that was asked first
+            await asyncio.sleep(0.05)
+            os.kill(pid, signal.SIGKILL)
+        assert isinstance((await asyncio.wait_for(asked, 30)).message, Done)
+
+    with_pool(work)
+
+
 def test_the_zygote_may_die_too() -> None:
     async def work(pool: PreparePool) -> None:
         await pool.prepare(chat(), None)

@@ -204,6 +204,7 @@ FromZygote = PrepareReady | Failed | Forked
 FromPrepare = Done | Counts | Refused
 
 LEAVING = b""  # from a worker, before its last answer
+TAKEN = b"t"  # from a worker that has read a task: from here on its end may be the task's doing
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder = msgspec.msgpack.Decoder(RequestWire)

@@ -25,6 +25,7 @@ from fovea.core.server_config import ServerConfig
 from fovea.ipc.channel import AsyncChannel, ChannelClosedError, Frame, socket_pair
 from fovea.ipc.messages import (
     LEAVING,
+    TAKEN,
     Counts,
     Done,
     Failed,
@@ -45,6 +46,7 @@ MAX_WORKERS = 8
 FORK_RETRY_S = 0.5
 FORK_TIMEOUT_S = 5.0
 REVIVE_AFTER_S = 1.0
+MOST_ENDED = 2  # workers that end over one request: the first may have ended for another reason
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 _zygote_decoder = msgspec.msgpack.Decoder(FromZygote)
@@ -100,21 +102,27 @@ class PreparePool:
         """Raises FoveaError: the worker's refusal, or what became of the worker. `blob` stays the caller's."""
         if self.is_broken:
             raise UnavailableError("Requests can't be prepared now.", code="engine_dead", retry_after_s=5)
-        # A worker may end for another reason than its request: that gets one more.
-        reply = await self._try(task, blob) or await self._try(task, blob)
-        if reply is None:
-            raise MediaDecodeError(
-                "The request could not be prepared: the process that decoded it ended. A picture in it may be broken.",
-                code="invalid_image",
-            )
-        return reply
+        num_ended = 0
+        while num_ended < MOST_ENDED:
+            worker = await self._living()
+            reply = await self._try(worker, task, blob)
+            if reply is not None:
+                return reply
+            num_ended += worker.has_taken
+        raise MediaDecodeError(
+            "The request could not be prepared: the process that decoded it ended. A picture in it may be broken.",
+            code="invalid_image",
+        )
 
-    async def _try(self, task: Task, blob: int | None) -> PrepareReply | None:
-        """None if the worker ended without an answer."""
+    async def _living(self) -> _Worker:
         worker = await self._idle.get()
         while worker.has_ended():
             self._discard(worker, kill=False)
             worker = await self._idle.get()
+        return worker
+
+    async def _try(self, worker: _Worker, task: Task, blob: int | None) -> PrepareReply | None:
+        """None if the worker ended without an answer."""
         try:
             worker.ask(encode(task), blob)
             async with asyncio.timeout(self._config.prepare_timeout_s):
@@ -280,6 +288,7 @@ class _Worker:
         self.channel: AsyncChannel | None = None
         self.is_gone = False
         self.is_leaving = False
+        self.has_taken = False  # the task it was asked last
         self._waiter: asyncio.Future[Frame | None] | None = None
 
     def has_ended(self) -> bool:
@@ -288,6 +297,7 @@ class _Worker:
     def ask(self, payload: bytes, blob: int | None) -> None:
         assert self.channel is not None
         self._waiter = asyncio.get_running_loop().create_future()
+        self.has_taken = False
         if self.is_gone:
             self.resolve(None)
         else:
@@ -301,6 +311,8 @@ class _Worker:
     def on_frame(self, frame: Frame) -> None:
         if frame.payload == LEAVING:
             self.is_leaving = True
+        elif frame.payload == TAKEN:
+            self.has_taken = True
         else:
             self.resolve(frame)
 

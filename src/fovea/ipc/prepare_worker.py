@@ -29,6 +29,7 @@ from fovea.ipc.blob import map_blob, write_blob
 from fovea.ipc.channel import Channel, ChannelClosedError, Frame
 from fovea.ipc.messages import (
     LEAVING,
+    TAKEN,
     Counts,
     Done,
     Failed,
@@ -137,6 +138,7 @@ class Worker:
         thin_bytes = resident_bytes()
         while True:
             frame = channel.receive_one()
+            channel.send(TAKEN)
             reply, blob = self._answer_frame(frame)
             is_leaving = self.is_spoilt or resident_bytes() > thin_bytes + FAT_BYTES
             if is_leaving:
