@@ -128,7 +128,10 @@ class ProjectorSpec:
     newline: bool = False
 
 
-EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid"]
+EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "bridged"]
+
+# Who runs a model: Fovea's own modules; transformers' decoder over Fovea's pages; transformers with its own caches.
+ModelPath = Literal["fused", "generic", "compatible"]
 
 # What stands in the place of a tower and a projector where there are none: every size is 0.
 NO_TOWER = TowerSpec(0, 0, 0, 0, activation="gelu", norm_eps=0.0, patch_px=0)
