@@ -45,6 +45,7 @@ class MediaWire(msgspec.Struct, frozen=True, array_like=True):
     pixels: Place | None = None
     plan: ImagePlan | None = None
     arrays: dict[str, TypedPlace] | None = None
+    ids: tuple[int, ...] | None = None
 
 
 class _Parts:
@@ -91,6 +92,7 @@ def media_to_wire(media: Sequence[MediaItem]) -> tuple[list[MediaWire], list[mem
             pixels=blob.place(item.pixels),
             plan=item.plan,
             arrays=blob.places(item.arrays),
+            ids=item.ids,
         )
         for item in media
     ]
@@ -109,6 +111,7 @@ def media_from_wire(wire: MediaWire, blob: memoryview | None) -> MediaItem:
         pixels=_array(blob, wire.pixels, np.dtype(np.uint8)),
         plan=None if blob is None else wire.plan,
         arrays=None if blob is None or wire.arrays is None else _arrays(blob, wire.arrays),
+        ids=wire.ids,
     )
 
 
