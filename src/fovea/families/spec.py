@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["gelu", "quick_gelu", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 NormKind = Literal["layer", "rms"]
 
 
@@ -72,14 +72,14 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True)
 class TowerSpec:
-    """A vision transformer over packed patches: CLIP-like or Qwen2-VL-like by its fields.
+    """A vision transformer over packed patches: CLIP-like, SigLIP-like or Qwen2-VL-like by its fields.
 
     `num_layers` counts the layers whose output is used: the feature layer -2 of CLIP's 24 means 23. `rope_theta` set
     means 2-D rotary positions and no table; else a table of `num_positions` learned positions. `temporal_patch` 2 means
     that a still picture is repeated for both time slots. `gated`: the MLP is activation(gate) * up. `window` set means
     that layers attend inside squares of so many merged patches a side, those of `full_layers` over the whole frame.
     `feature_layers`: what comes out of the first so many layers stands side by side, in this order (0: what goes into
-    the first); without any, the last layer's output alone.
+    the first); without any, the last layer's output alone. `post_norm`: a norm over that output.
     """
 
     num_layers: int
@@ -100,6 +100,7 @@ class TowerSpec:
     window: int = 0
     full_layers: tuple[int, ...] = ()
     feature_layers: tuple[int, ...] = ()
+    post_norm: bool = False
 
     @property
     def out_width(self) -> int:
