@@ -82,7 +82,7 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_num_batched_patches=config.max_num_batched_patches,
         block_size=config.block_size,
-        embedding_bytes=family.spec.decoder.hidden_size * dtype.itemsize,
+        embedding_bytes=family.spec.row_width * dtype.itemsize,
     )
     pool = BlockPool(plan.num_blocks, enable_caching=config.enable_prefix_caching)
     scheduler = Scheduler(budgets, pool, encoder_cache, family.spec.decoder.rope)
