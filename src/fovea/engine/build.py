@@ -118,7 +118,7 @@ def _make_scheduler(
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_num_batched_patches=config.max_num_batched_patches,
         block_size=config.block_size,
-        embedding_bytes=family.spec.decoder.hidden_size * blueprint.dtype.itemsize,
+        embedding_bytes=family.spec.row_width * blueprint.dtype.itemsize,
     )
     pool = BlockPool(blueprint.memory.num_blocks, enable_caching=enable_caching)
     return Scheduler(budgets, pool, encoder_cache, family.spec.decoder.rope)

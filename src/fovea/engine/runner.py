@@ -208,8 +208,8 @@ class Runner:
         decoder = self.model.decoder
         batch = build_batch(chunks, self._rope, self._block_size, self.model.device, idle_block=self._idle_block)
         x = decoder.embed(fill_in(batch.token_ids, self._last))
-        insert_embeddings(x, chunks, self._encoder_cache)
-        hidden = decoder(x, self._pages, batch.attention)
+        deepstack = insert_embeddings(x, chunks, self._encoder_cache)
+        hidden = decoder(x, self._pages, batch.attention, deepstack)
         self._score_prompts(hidden, chunks)
         return decoder.logits(hidden[batch.logit_rows]), None
 

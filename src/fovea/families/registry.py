@@ -18,6 +18,7 @@ from fovea.families.qwen2 import Qwen2
 from fovea.families.qwen2_5_vl import Qwen2_5VL
 from fovea.families.qwen2_vl import Qwen2VL
 from fovea.families.qwen3 import Qwen3
+from fovea.families.qwen3_vl import Qwen3VL
 from fovea.families.vipllava import VipLlava
 
 FAMILIES: tuple[type[Family], ...] = (
@@ -27,6 +28,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Phi3V,
     Qwen2VL,
     Qwen2_5VL,
+    Qwen3VL,
     Llama,
     Mistral,
     Phi3,
