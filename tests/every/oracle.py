@@ -4,6 +4,7 @@ Pictures go through the PIL backend of the image processors where there is a cho
 on what else is installed.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,7 +42,7 @@ class Answer:
 def oracle(folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), num_tokens: int = 16) -> Answer:
     """Run one prompt, with the class's own placeholders for pictures, and continue it greedily, never stopping."""
     model, processor = load(folder)
-    batch = inputs(processor, prompt, images)
+    batch = inputs(model, processor, prompt, images)
     ids = [int(token) for token in batch["input_ids"][0]]
     with torch.no_grad():
         logits = None if model.config.is_encoder_decoder else model(**batch).logits
@@ -62,10 +63,15 @@ def oracle(folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), 
     return Answer(ids, whole, greedy, margins, steps.numpy())
 
 
-def inputs(processor: Any, prompt: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
-    """What the model's forward takes, a batch of one."""
-    pictures = {"images": list(images)} if images else {}
-    made = processor(text=[prompt], return_tensors="pt", **pictures)
+def inputs(model: Any, processor: Any, prompt: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
+    """What the model's forward takes, a batch of one.
+
+    Some models need the kind of each token for their positions, and some of their processors don't say it unasked.
+    """
+    options: dict[str, Any] = {"images": list(images)} if images else {}
+    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+        options["return_mm_token_type_ids"] = True
+    made = processor(text=[prompt], return_tensors="pt", **options)
     return {name: value for name, value in made.items() if value is not None}
 
 
