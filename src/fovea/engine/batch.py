@@ -14,7 +14,7 @@ from fovea.core.types import ROW
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.scheduler import Chunk
 from fovea.kernels.batch import AttentionBatch
-from fovea.models.decoder import Rope
+from fovea.models.decoder import Rotary
 
 ALIGNED = 16  # numbers of 8 bytes
 
@@ -28,7 +28,7 @@ class ForwardBatch:
 
 def build_batch(
     chunks: list[Chunk],
-    rope: Rope,
+    rope: Rotary,
     block_size: int,
     device: torch.device,
     *,
@@ -69,6 +69,7 @@ def build_batch(
         sin=sin,
         query_starts=query_starts,
         arrivals=arrivals,
+        positions=positions,
     )
     return ForwardBatch(token_ids, attention, logit_rows)
 

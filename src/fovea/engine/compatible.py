@@ -23,7 +23,7 @@ from fovea.engine.runner import Launched, sampling_row
 from fovea.engine.sampler import sample
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
-from fovea.models.bridged import BridgedModel
+from fovea.models.bridged import BridgedModel, to_model
 
 Said = Tensor | BaseException
 STATE = "rope_deltas"  # what modules of transformers remember of the last prompt they saw
@@ -85,7 +85,7 @@ class _Run:
         self.state: list[Any] = []  # of the modules that remember one
         self._said: SimpleQueue[Said] = SimpleQueue()
         self._told: SimpleQueue[int | None] = SimpleQueue()
-        inputs = _to_model(request.media[0].arrays or {}, model)
+        inputs = to_model(request.media[0].arrays or {}, model)
         most = most_tokens - len(request.token_ids)
         work = (model.module, inputs, most, self._said, self._told)
         self._thread = threading.Thread(target=_generate, args=work, name="fovea-generate", daemon=True)
@@ -139,12 +139,6 @@ def _generate(
         return
     except BaseException as error:  # whatever the model raises belongs to the step that asked
         said.put(error)
-
-
-def _to_model(arrays: Mapping[str, Any], model: BridgedModel) -> dict[str, Tensor]:
-    """On the model's device; numbers with a fraction in its type."""
-    tensors = {name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
-    return {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in tensors.items()}
 
 
 def _answer_plainly(module: Any) -> None:
