@@ -26,6 +26,7 @@ from fovea.engine.sequence import Sequence
 from fovea.models.bridged import BridgedModel, to_model
 
 Said = Tensor | BaseException
+KEPT = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")  # of a generation config
 STATE = "rope_deltas"  # what modules of transformers remember of the last prompt they saw
 
 
@@ -142,10 +143,9 @@ def _generate(
 
 
 def _answer_plainly(module: Any) -> None:
-    """What the folder's generation config says of sampling and stopping is Fovea's business, not generate's."""
-    config = module.generation_config
-    config.do_sample, config.num_beams = False, 1
-    config.eos_token_id = None
-    config.temperature = config.top_p = config.top_k = config.min_p = config.typical_p = None
-    config.repetition_penalty = config.max_length = None
-    config.min_length = config.min_new_tokens = None
+    """What generation configs say of choosing and stopping is Fovea's business, not generate's."""
+    for part in module.modules():
+        old = getattr(part, "generation_config", None)
+        if old is not None:
+            kept = {name: getattr(old, name) for name in KEPT if getattr(old, name, None) is not None}
+            part.generation_config = type(old)(do_sample=False, num_beams=1, **kept)

@@ -139,9 +139,7 @@ class Bridged(Family):
         """M-RoPE positions where the model has them. grids [pictures, 3]: time, height and width in patches."""
         if self.spec.decoder.rope.sections is None or grids is None or not len(grids):
             return None, 0
-        merge = int(
-            Section(self.files.config, "config.json").section("vision_config").get(int, "spatial_merge_size", 2)
-        )
+        merge = int(self.config.section("vision_config").get(int, "spatial_merge_size", 2))
         merged = [(int(t), int(h) // merge, int(w) // merge) for t, h, w in grids]
         return mrope_positions(len(token_ids), self._spans(token_ids, merged), merged)
 
