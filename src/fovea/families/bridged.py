@@ -165,9 +165,12 @@ def _as_it_is(width_px: int, height_px: int) -> ImagePlan:
 
 
 def _number(config: Any, names: tuple[str, ...], default: int) -> int:
-    """The first of these that is a positive whole number."""
+    """The first of these that is a positive whole number. Where layers differ, the first layer speaks for all."""
     for name in names:
-        value = getattr(config, name, None)
+        try:
+            value = getattr(config, name, None)
+        except AttributeError:  # transformers will not say, because layers differ
+            value = getattr(config.per_layer_config[0], name, None)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return default
