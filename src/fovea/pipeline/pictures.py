@@ -212,7 +212,9 @@ class Pictures:
         spec = self._family.spec
         if width != spec.row_width:
             hidden, levels = spec.decoder.hidden_size, spec.projector.deepstack
-            wanted = f"; with its {levels} deepstack levels beside each row that makes {spec.row_width}" if levels else ""
+            wanted = (
+                f"; with its {levels} deepstack levels beside each row that makes {spec.row_width}" if levels else ""
+            )
             raise EmbeddingsError(
                 f"The image embeddings are {width} wide; the model's hidden size is {hidden}{wanted}."
             )
