@@ -98,7 +98,7 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True)
 class TowerSpec:
-    """A vision transformer over packed patches: CLIP-like or Qwen2-VL-like by its fields.
+    """A vision transformer over packed patches: CLIP-like, SigLIP-like or Qwen2-VL-like by its fields.
 
     `num_layers` counts the layers whose output is used: the feature layer -2 of CLIP's 24 means 23. `rope_theta` set
     means 2-D rotary positions, `num_positions` a table of learned ones; with both, `interpolation` stretches the
@@ -106,7 +106,7 @@ class TowerSpec:
     time slots. `gated`: the MLP is activation(gate) * up. `window` set means that layers attend inside squares of so
     many merged patches a side, those of `full_layers` over the whole frame.
     `feature_layers`: what comes out of the first so many layers stands side by side, in this order (0: what goes into
-    the first); without any, the last layer's output alone.
+    the first); without any, the last layer's output alone. `post_norm`: a norm over that output.
     """
 
     num_layers: int
@@ -127,6 +127,7 @@ class TowerSpec:
     window: int = 0
     full_layers: tuple[int, ...] = ()
     feature_layers: tuple[int, ...] = ()
+    post_norm: bool = False
     interpolation: Interpolation | None = None
 
     @property
@@ -160,7 +161,10 @@ class ProjectorSpec:
     deepstack: int = 0
 
 
-EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid"]
+EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "bridged"]
+
+# Who runs a model: Fovea's own modules; transformers' decoder over Fovea's pages; transformers with its own caches.
+ModelPath = Literal["fused", "generic", "compatible"]
 
 # What stands in the place of a tower and a projector where there are none: every size is 0.
 NO_TOWER = TowerSpec(0, 0, 0, 0, activation="gelu", norm_eps=0.0, patch_px=0)

@@ -1,4 +1,4 @@
-"""The one vision tower: CLIP-like and Qwen2-VL-like transformers by TowerSpec, over packed patches.
+"""The one vision tower: CLIP-like, SigLIP-like and Qwen2-VL-like transformers by TowerSpec, over packed patches.
 
 Pictures lie behind one another in one [P, ...] tensor; attention stays inside each segment, so any number of pictures
 of any sizes is one forward.
@@ -106,6 +106,8 @@ class VisionTower(nn.Module):
         if spec.pre_norm:
             self.pre_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.blocks = nn.ModuleList(VisionBlock(spec) for _ in range(spec.num_layers))
+        if spec.post_norm:
+            self.post_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,6 +155,8 @@ class VisionTower(nn.Module):
             if number in self.spec.feature_layers:  # a copy: the block may write over x
                 kept[number] = x.clone() if branch is None else x + branch
             x, branch = block(x, branch, whole if number in self.spec.full_layers else near, rope)
+        if self.spec.post_norm:
+            return add_norm(x, branch, self.post_norm)[1]
         x = x if branch is None else x + branch
         if not self.spec.feature_layers:
             return x

@@ -52,6 +52,7 @@ class Opened:
     grid: tuple[int, int, int]
     num_bytes: int
     fetch_s: float = 0.0
+    ids: tuple[int, ...] | None = None  # see MediaItem
 
     @property
     def num_pixels(self) -> int:
@@ -227,7 +228,7 @@ class Pictures:
         owner = (self._family.name, self._family.version, opened.media.uuid, salt)
         if opened.plan is None or opened.source is None:
             key = media_key(array_digest(opened.media.value), *owner, repr(opened.grid))
-            item = MediaItem(key, opened.num_tokens, 0, opened.grid, embeds=opened.media.value)
+            item = MediaItem(key, opened.num_tokens, 0, opened.grid, embeds=opened.media.value, ids=opened.ids)
             return item, self.report(opened)
         result = done[id(opened.source)]
         key = media_key(result.digest, *owner, repr(opened.plan))
@@ -240,6 +241,7 @@ class Pictures:
             canvas=resized.canvas,
             pixels=resized.pixels,
             plan=None if resized.pixels is None else opened.plan,
+            ids=opened.ids,
         )
         report = self.report(opened, result.decode_s, resized.seconds)
         # Whoever comes first paid for it.
