@@ -18,7 +18,9 @@ from fovea.families.qwen2 import Qwen2
 from fovea.families.qwen2_5_vl import Qwen2_5VL
 from fovea.families.qwen2_vl import Qwen2VL
 from fovea.families.qwen3 import Qwen3
+from fovea.families.qwen3_moe import Qwen3Moe
 from fovea.families.qwen3_vl import Qwen3VL
+from fovea.families.qwen3_vl_moe import Qwen3VLMoe
 from fovea.families.vipllava import VipLlava
 
 FAMILIES: tuple[type[Family], ...] = (
@@ -29,11 +31,13 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen2VL,
     Qwen2_5VL,
     Qwen3VL,
+    Qwen3VLMoe,
     Llama,
     Mistral,
     Phi3,
     Qwen2,
     Qwen3,
+    Qwen3Moe,
 )
 
 
