@@ -1186,3 +1186,8 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     "phi3_v": build_phi3_v,
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
+
+from . import llava_kin  # noqa: E402 - it builds on all of this
+
+CASES = {**CASES, **llava_kin.CASES}
+BUILDERS = {**BUILDERS, **llava_kin.BUILDERS}
