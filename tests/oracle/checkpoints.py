@@ -1187,7 +1187,7 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import llava_kin  # noqa: E402 - it builds on all of this
+from . import llava_kin, qwen3vl  # noqa: E402 - they build on all of this
 
-CASES = {**CASES, **llava_kin.CASES}
-BUILDERS = {**BUILDERS, **llava_kin.BUILDERS}
+CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES}
+BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS}
