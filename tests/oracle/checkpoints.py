@@ -1201,7 +1201,7 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import qwen3vl  # noqa: E402 - it builds on all of this
+from . import llava_kin, qwen3vl  # noqa: E402 - they build on all of this
 
-CASES = {**CASES, **qwen3vl.CASES}
-BUILDERS = {**BUILDERS, **qwen3vl.BUILDERS}
+CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES}
+BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS}
