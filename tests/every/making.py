@@ -84,7 +84,8 @@ def ids(tok: PreTrainedTokenizerFast, **tokens: str) -> dict[str, int]:
 
 def text(model_type: str, **changes: Any) -> dict[str, Any]:
     """The small text configuration of a kind, as a dictionary with every default written out."""
-    return CONFIG_MAPPING[model_type](**{**TEXT, **STOPS, **changes}).to_dict()
+    made: dict[str, Any] = CONFIG_MAPPING[model_type](**{**TEXT, **STOPS, **changes}).to_dict()
+    return made
 
 
 def builder(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -52,8 +51,8 @@ class Asked:
 
 
 @pytest.fixture(scope="module", params=PARAMETERS)
-def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
-    yield Asked(ENTRIES[request.param], tmp_path_factory.mktemp(request.param) / "model")
+def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Asked:
+    return Asked(ENTRIES[request.param], tmp_path_factory.mktemp(request.param) / "model")
 
 
 def test_it_answers_as_transformers_does(asked: Asked) -> None:
