@@ -1186,3 +1186,8 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     "phi3_v": build_phi3_v,
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
+
+from . import qwen3vl  # noqa: E402 - it builds on all of this
+
+CASES = {**CASES, **qwen3vl.CASES}
+BUILDERS = {**BUILDERS, **qwen3vl.BUILDERS}

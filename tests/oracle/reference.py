@@ -25,6 +25,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
 )
 
 from .checkpoints import TEXT_FAMILIES
@@ -34,6 +35,11 @@ LLAVA_PROCESSORS: dict[str, Any] = {
     "llava": LlavaProcessor,
     "llava_next": LlavaNextProcessor,
     "vipllava": LlavaProcessor,
+}
+QWEN_PROCESSORS: dict[str, Any] = {
+    "qwen2_vl": Qwen2VLProcessor,
+    "qwen2_5_vl": Qwen2_5_VLProcessor,
+    "qwen3_vl": Qwen3VLProcessor,
 }
 
 
@@ -73,7 +79,8 @@ def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Fl
     batch = processor.image_processor(images=list(images), return_tensors="pt")
     with torch.no_grad():
         output = model.model.get_image_features(**batch, return_dict=True)
-    return [features.numpy() for features in output.pooler_output]
+    levels: list[Any] = getattr(output, "deepstack_features", None) or []
+    return [np.concatenate([part.numpy() for part in parts], axis=1) for parts in zip(output.pooler_output, *levels)]
 
 
 def pixels(folder: str | Path, images: Sequence[Image.Image]) -> dict[str, npt.NDArray[Any]]:
@@ -125,8 +132,7 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
         processor = made(image_processor=image_processor, tokenizer=tokenizer, **settings)
     else:
         video_processor = Qwen2VLVideoProcessor()  # unused, but the processor insists on one (it needs torchvision)
-        kind = Qwen2_5_VLProcessor if model_type(folder) == "qwen2_5_vl" else Qwen2VLProcessor
-        processor = kind(image_processor, tokenizer, video_processor)
+        processor = QWEN_PROCESSORS[model_type(folder)](image_processor, tokenizer, video_processor)
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval(), processor
 

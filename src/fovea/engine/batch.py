@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fovea.core.types import ROW
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.scheduler import Chunk
 from fovea.kernels.batch import AttentionBatch
@@ -70,19 +73,40 @@ def build_batch(
     return ForwardBatch(token_ids, attention, logit_rows)
 
 
-def insert_embeddings(x: Tensor, chunks: list[Chunk], cache: EncoderCache[Tensor]) -> None:
-    """Write pictures' rows over the embeddings [T, hidden] of their placeholder tokens, in place."""
-    first = 0
+def insert_embeddings(x: Tensor, chunks: list[Chunk], cache: EncoderCache[Tensor]) -> Tensor | None:
+    """Write pictures' rows over the embeddings [T, hidden] of their placeholder tokens, in place.
+
+    Returns what deepstack adds behind the first layers [levels, T, hidden]; None where no row has more than embeddings.
+    """
+    first, added = 0, None
     for chunk in chunks:
         request = chunk.sequence.request
         for span, item in zip(request.spans, request.media, strict=True):
             start, end = max(span.start, chunk.start), min(span.end, chunk.end)
             if start >= end:
                 continue
+            into = x[first + start - chunk.start :][: end - start]
+            if item.embeds is not None and item.ids is not None:
+                _insert_between(into, item.embeds, item.ids, start - span.start)
+                continue
             rows = cache.get(item.key) if item.embeds is None else torch.from_numpy(item.embeds)
-            place = first + start - chunk.start
-            x[place : place + end - start] = rows[start - span.start : end - span.start].to(x)
+            part = rows[start - span.start : end - span.start].to(x)
+            if part.shape[1] != x.shape[1]:
+                place = first + start - chunk.start
+                part, *levels = part.split(x.shape[1], dim=1)
+                added = x.new_zeros(len(levels), *x.shape) if added is None else added
+                added[:, place : place + end - start] = torch.stack(levels)
+            into[:] = part
         first += chunk.num_tokens
+    return added
+
+
+def _insert_between(into: Tensor, embeds: NDArray[np.float32], ids: Sequence[int], start: int) -> None:
+    """Embeddings handed in, over a part [T, hidden] of their span that begins at `start`; its text is there already."""
+    is_row = np.asarray(ids) == ROW
+    places = is_row[start : start + len(into)].nonzero()[0]
+    first = int(is_row[:start].sum())
+    into[torch.from_numpy(places).to(into.device)] = torch.from_numpy(embeds[first : first + len(places)]).to(into)
 
 
 def _upload(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -58,6 +59,21 @@ class Launched:
         flags = [] if self.flags is None else self.flags.tolist()
         broken = [key for key, is_finite in zip(self.pictures, flags, strict=True) if not is_finite]
         return StepResult(sampled.token_ids, sampled.logprobs, broken)
+
+
+class StepRunner(Protocol):
+    """What the engine needs of whatever runs a model."""
+
+    model: Any  # a VLM, or a BridgedModel
+    vocab_size: int
+    num_graph_steps: int
+    num_eager_decodes: int
+    num_late_kernels: int
+
+    def encode(self, items: list[MediaItem]) -> float: ...
+    def clear(self, blocks: list[int]) -> None: ...
+    def forward(self, chunks: list[Chunk]) -> Launched: ...
+    def is_sound(self) -> bool: ...
 
 
 class Runner:
@@ -142,7 +158,7 @@ class Runner:
         logits, likeliest = self._replay(chunks) if self._is_decode(chunks) else self._eager(chunks)
         if likeliest is not None and all(chunk.sequence.is_plain for chunk in chunks):
             return self._launched(None, likeliest)  # the graph has noted them as the last
-        rows = [_sampling_row(chunk.sequence) for chunk in chunks if chunk.samples]
+        rows = [sampling_row(chunk.sequence) for chunk in chunks if chunk.samples]
         if any(row.params.logprobs is not None for row in rows):
             sampled = sample(logits, rows)
             self._last[: len(rows)] = torch.tensor(sampled.token_ids)
@@ -192,8 +208,8 @@ class Runner:
         decoder = self.model.decoder
         batch = build_batch(chunks, self._rope, self._block_size, self.model.device, idle_block=self._idle_block)
         x = decoder.embed(fill_in(batch.token_ids, self._last))
-        insert_embeddings(x, chunks, self._encoder_cache)
-        hidden = decoder(x, self._pages, batch.attention)
+        deepstack = insert_embeddings(x, chunks, self._encoder_cache)
+        hidden = decoder(x, self._pages, batch.attention, deepstack)
         self._score_prompts(hidden, chunks)
         return decoder.logits(hidden[batch.logit_rows]), None
 
@@ -220,7 +236,7 @@ def _to_host(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
-def _sampling_row(sequence: Sequence) -> SamplingRow:
+def sampling_row(sequence: Sequence) -> SamplingRow:
     """Made once for a sequence: it refers to the list that grows."""
     if sequence.sampling_row is None:
         sequence.sampling_row = SamplingRow(

@@ -23,7 +23,7 @@ from fovea.core.errors import (
 )
 from fovea.core.types import ImagePlan, MediaSpan, PixelBudget
 from fovea.families.config_reader import Section, read_json
-from fovea.families.spec import ModelSpec, WeightMap
+from fovea.families.spec import ModelPath, ModelSpec, WeightMap
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,11 +65,13 @@ class Family(ABC):
 
     architectures: ClassVar[tuple[str, ...]]
     version: ClassVar[int] = 1  # raise when pixels or layout change: it is part of every cache key
-    placeholder: ClassVar[str]  # the token that stands for a picture in token ids
+    placeholder: str  # the token that stands for a picture in token ids
+    layout_tokens: ClassVar[tuple[str, ...]] = ()  # special tokens in `image_layout`, which a tokenizer must have
     image_tag: ClassVar[re.Pattern[str] | None] = None  # numbered tags in the text, where these are no tokens
     processor_options: ClassVar[frozenset[str]] = frozenset()
 
     spec: ModelSpec
+    path: ModelPath = "fused"
 
     def __init__(self, files: ModelFiles) -> None:
         self.files = files
@@ -176,6 +178,15 @@ class Family(ABC):
     def image_text(self, number: int) -> str:
         """What stands for picture `number` (from 1) in the text of a chat message."""
         return self.placeholder
+
+    def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> Sequence[int | str] | None:
+        """What a picture with this grid becomes in the prompt: numbers of rows of embeddings, and text between them.
+
+        None: `num_rows` rows and nothing else. The numbers add up to `num_rows`. Each text (neighbours are joined) is
+        tokenised for itself with its special tokens, so it begins and ends with one, or stands between two rows. What
+        comes before the first row and after the last is no part of the picture's span.
+        """
+        return None
 
     def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
         """The grid of a picture handed in as `num_rows` embeddings. Raises EmbeddingsError if they cannot be right."""

@@ -52,6 +52,7 @@ class Opened:
     grid: tuple[int, int, int]
     num_bytes: int
     fetch_s: float = 0.0
+    ids: tuple[int, ...] | None = None  # see MediaItem
 
     @property
     def num_pixels(self) -> int:
@@ -208,11 +209,15 @@ class Pictures:
         return opened, fetch_s
 
     def _open_embeds(self, media: MediaInput) -> Opened:
-        rows, hidden = media.value.shape
-        if hidden != self._family.spec.decoder.hidden_size:
+        rows, width = media.value.shape
+        spec = self._family.spec
+        if width != spec.row_width:
+            hidden, levels = spec.decoder.hidden_size, spec.projector.deepstack
+            wanted = (
+                f"; with its {levels} deepstack levels beside each row that makes {spec.row_width}" if levels else ""
+            )
             raise EmbeddingsError(
-                f"The image embeddings are {hidden} wide; the model's hidden size is "
-                f"{self._family.spec.decoder.hidden_size}."
+                f"The image embeddings are {width} wide; the model's hidden size is {hidden}{wanted}."
             )
         grid = self._family.embeds_grid(rows, media.grid)
         if not np.isfinite(media.value).all():
@@ -223,7 +228,7 @@ class Pictures:
         owner = (self._family.name, self._family.version, opened.media.uuid, salt)
         if opened.plan is None or opened.source is None:
             key = media_key(array_digest(opened.media.value), *owner, repr(opened.grid))
-            item = MediaItem(key, opened.num_tokens, 0, opened.grid, embeds=opened.media.value)
+            item = MediaItem(key, opened.num_tokens, 0, opened.grid, embeds=opened.media.value, ids=opened.ids)
             return item, self.report(opened)
         result = done[id(opened.source)]
         key = media_key(result.digest, *owner, repr(opened.plan))
@@ -236,6 +241,7 @@ class Pictures:
             canvas=resized.canvas,
             pixels=resized.pixels,
             plan=None if resized.pixels is None else opened.plan,
+            ids=opened.ids,
         )
         report = self.report(opened, result.decode_s, resized.seconds)
         # Whoever comes first paid for it.
