@@ -6,7 +6,7 @@ import transformers as hf
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.every.entry import Entry
-from tests.every.making import CLIP, SIGLIP, TEXT, builder, ids, text, tokenizer
+from tests.every.making import CLIP, SIGLIP, builder, ids, text, tokenizer
 
 _GRID = [[28, 56], [56, 28], [56, 56]]
 _CLIP_SIZES: dict[str, Any] = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
@@ -129,6 +129,10 @@ def _paligemma_prompt(count: int) -> str:
     return "<image>" * count + "answer en What is it?"
 
 
+def _gemma_prompt(count: int) -> str:
+    return "<start_of_image>" * count + "What is it?"
+
+
 _GEMMA_PICTURES = {
     "image_token": "<image_soft_token>",
     "boi_token": "<start_of_image>",
@@ -160,12 +164,14 @@ def _shieldgemma2() -> tuple[Any, Any]:
 
 
 ENTRIES = (
-    Entry("llava", builder(_llava), _prompt),
+    Entry("llava", builder(_llava), _prompt, seed=1),
     Entry("llava_next", builder(_llava_next), _prompt),
     Entry("llava_next_video", builder(_llava_next_video), _prompt),
     Entry("llava_onevision", builder(_llava_onevision), _prompt),
-    Entry("paligemma", builder(_paligemma), _paligemma_prompt, takes_text_only=False),
-    Entry("shieldgemma2", builder(_shieldgemma2, own_names=True), lambda n: "<start_of_image>" * n + "What is it?"),
+    Entry("paligemma", builder(_paligemma), _paligemma_prompt, takes_text_only=False, seed=30),
+    Entry(
+        "shieldgemma2", builder(_shieldgemma2, own_names=True), lambda n: "<start_of_image>" * n + "What is it?", seed=4
+    ),
     Entry("video_llava", builder(_video_llava), _prompt),
     Entry("vipllava", builder(_vipllava), _prompt),
 )

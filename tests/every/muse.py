@@ -6,7 +6,7 @@ import transformers as hf
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.every.entry import Entry
-from tests.every.making import STOPS, TEXT, builder, ids, text, tokenizer
+from tests.every.making import STOPS, TEXT, builder, ids, needing, text, tokenizer
 
 _MUSE = (
     "<|patch|>",
@@ -216,9 +216,9 @@ def _plain(picture: str) -> Any:
 
 
 ENTRIES = (
-    Entry("molmo2", builder(_molmo2), _plain("<|image|>")),
-    Entry("muse_glimmer", builder(_muse_glimmer, spread=3.0), _plain("<|patch|>")),
+    Entry("molmo2", builder(_molmo2), _plain("<|image|>"), seed=1),
+    Entry("muse_glimmer", builder(_muse_glimmer, spread=3.0), _plain("<|patch|>"), seed=2),
     Entry("muse_spark", builder(_muse_spark, spread=3.0), _plain("<|patch|>")),
-    Entry("nemotron_h_omni", builder(_nemotron_h_omni, spread=1.0), _plain("<image>")),
-    Entry("perception_lm", builder(_perception_lm), _plain("<|image|>")),
+    Entry("nemotron_h_omni", builder(_nemotron_h_omni), _plain("<image>")),
+    needing("timm", Entry("perception_lm", builder(_perception_lm), _plain("<|image|>"))),
 )

@@ -6,7 +6,7 @@ import transformers as hf
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.every.entry import Entry
-from tests.every.making import STOPS, TEXT, builder, ids, text, tokenizer
+from tests.every.making import STOPS, TEXT, builder, ids, tokenizer
 
 _TOWER: dict[str, Any] = {
     "hidden_size": 32,
@@ -44,9 +44,7 @@ def _llama4() -> tuple[Any, Any]:
     config = CONFIG_MAPPING["llama4"](
         text_config=TEXT | STOPS | written,
         vision_config=vision | {"projector_input_dim": 48, "projector_output_dim": 48},
-        **ids(
-            tok, image_token_index="<|patch|>", boi_token_index="<|image_start|>", eoi_token_index="<|image_end|>"
-        ),
+        **ids(tok, image_token_index="<|patch|>", boi_token_index="<|image_start|>", eoi_token_index="<|image_end|>"),
     )
     return config, processor
 
