@@ -87,7 +87,8 @@ def ids(tok: PreTrainedTokenizerFast, **tokens: str) -> dict[str, int]:
 
 def text(model_type: str, **changes: Any) -> dict[str, Any]:
     """The small text configuration of a kind, as a dictionary with every default written out."""
-    return CONFIG_MAPPING[model_type](**{**TEXT, **STOPS, **changes}).to_dict()
+    written: dict[str, Any] = CONFIG_MAPPING[model_type](**{**TEXT, **STOPS, **changes}).to_dict()
+    return written
 
 
 def needing(package: str, entry: Entry) -> Entry:
@@ -129,7 +130,7 @@ def _used(processor: Any) -> range:
 
 
 @torch.no_grad()
-def randomize(model: nn.Module, seed: int, spread: float, gain: float, used: range) -> None:
+def randomize(model: Any, seed: int, spread: float, gain: float, used: range) -> None:
     """Gives every parameter of ``model`` its random values; output rows outside ``used`` become small."""
     generator = torch.Generator().manual_seed(seed)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -166,7 +167,7 @@ def _set_head(model: nn.Module, weight: torch.Tensor, spread: float, used: range
         _turn_last_norm(model, generator)
 
 
-def _turn_last_norm(model: nn.Module, generator: torch.Generator) -> None:
+def _turn_last_norm(model: Any, generator: torch.Generator) -> None:
     """Half of the last norm's factors turn negative, or a tied head would predict the token it was given."""
     named = model.get_decoder().named_modules()
     weight = [m for name, m in named if "Norm" in type(m).__name__ and "layers." not in name][-1].weight
