@@ -1201,7 +1201,7 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import qwen3vl  # noqa: E402 - it builds on all of this
+from . import gemma, qwen3vl  # noqa: E402 - they build on all of this
 
-CASES = {**CASES, **qwen3vl.CASES}
-BUILDERS = {**BUILDERS, **qwen3vl.BUILDERS}
+CASES = {**CASES, **qwen3vl.CASES, **gemma.CASES}
+BUILDERS = {**BUILDERS, **qwen3vl.BUILDERS, **gemma.BUILDERS}

@@ -8,6 +8,7 @@ from fovea.core.config import ModelImpl
 from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
+from fovea.families.gemma import Gemma, Gemma2, Gemma3
 from fovea.families.llama import Llama
 from fovea.families.llava import Llava
 from fovea.families.llava_next import LlavaNext
@@ -32,6 +33,9 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen2_5VL,
     Qwen3VL,
     Qwen3VLMoe,
+    Gemma,
+    Gemma2,
+    Gemma3,
     Llama,
     Mistral,
     Phi3,
