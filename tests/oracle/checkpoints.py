@@ -1201,7 +1201,7 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import gemma, qwen3vl  # noqa: E402 - they build on all of this
+from . import gemma, llava_kin, qwen3vl  # noqa: E402 - they build on all of this
 
-CASES = {**CASES, **qwen3vl.CASES, **gemma.CASES}
-BUILDERS = {**BUILDERS, **qwen3vl.BUILDERS, **gemma.BUILDERS}
+CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES, **gemma.CASES}
+BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS, **gemma.BUILDERS}

@@ -117,6 +117,10 @@ class Family(ABC):
         """`plan_image` for a picture with a budget: its canvas has at most `budget.max_pixels`."""
         return self.plan_image(width_px, height_px, self.budgeted(options, budget))
 
+    def for_pictures(self, options: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """The options for each of `count` pictures of one prompt."""
+        return dict(options)
+
     def check_media(self, count: int) -> None:
         """Raises MediaError if a model of text alone is shown a picture."""
         if count and not self.spec.takes_pictures:

@@ -31,5 +31,6 @@ class Qwen3Moe(TextModel):
             experts = replace(experts, normed=self.config.get(bool, "norm_topk_prob", False))
         return replace(plain, decoder=replace(plain.decoder, moe=experts))
 
-    def window(self, config: Section, num_layers: int) -> int | None:
+    @classmethod
+    def window(cls, config: Section, num_layers: int) -> int | None:
         return sliding_window(config) if config.get(bool, "use_sliding_window", False) else None
