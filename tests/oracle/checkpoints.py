@@ -129,8 +129,10 @@ CASES: Mapping[str, tuple[Case, ...]] = {
     "qwen2": _text_cases(_chatml("{}")),
     "qwen3": _text_cases(_chatml("{}")),
     "qwen3_moe": _text_cases(_chatml("{}")),
+    "glm": _text_cases("USER: {} ASSISTANT:"),
+    "glm4": _text_cases("USER: {} ASSISTANT:"),
 }
-TEXT_FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe")
+TEXT_FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe", "glm", "glm4")
 
 
 CASES = {**CASES, "qwen2_5_vl": CASES["qwen2_vl"]}
@@ -155,7 +157,9 @@ _FIRST_SEED = {
     "phi3": 10,
     "qwen2": 22,
     "qwen3": 0,
-    "qwen3_moe": 0,
+    "qwen3_moe": 6,
+    "glm": 0,
+    "glm4": 0,
 }
 
 
@@ -1086,7 +1090,25 @@ _TEXT_CONFIGS: Mapping[str, dict[str, Any]] = {
         "use_sliding_window": False,
     },
 }
-_TEXT_CONFIGS = {**_TEXT_CONFIGS, "qwen3_moe": {**_TEXT_CONFIGS["qwen3"], **experts.QWEN3_MOE}}
+# Of GLM-4-9B-Chat and GLM-4-9B-0414.
+_GLM: dict[str, Any] = {
+    "attention_bias": True,
+    "head_dim": 24,
+    "max_position_embeddings": 32768,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+_GLMS: Mapping[str, dict[str, Any]] = {
+    "glm": {"architectures": ["GlmForCausalLM"], "model_type": "glm"},
+    "glm4": {"architectures": ["Glm4ForCausalLM"], "model_type": "glm4"},
+}
+_TEXT_CONFIGS = {
+    **_TEXT_CONFIGS,
+    **{name: {**_GLM, **own} for name, own in _GLMS.items()},
+    "qwen3_moe": {**_TEXT_CONFIGS["qwen3"], **experts.QWEN3_MOE},
+}
 _TEXT_TEMPLATES = {
     "llama": "{% for message in messages %}{{ message['role'].upper() + ': ' + message['content'] + ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
@@ -1094,6 +1116,7 @@ _TEXT_TEMPLATES = {
     "qwen2": QWEN_TEMPLATE,
 }
 _TEXT_TEMPLATES |= {"mistral": _TEXT_TEMPLATES["llama"], "qwen3": QWEN_TEMPLATE, "qwen3_moe": QWEN_TEMPLATE}
+_TEXT_TEMPLATES |= {"glm": _TEXT_TEMPLATES["llama"], "glm4": _TEXT_TEMPLATES["llama"]}
 
 
 def build_text(folder: str | Path, family: str, *, seed: int = 0, **changes: Any) -> Path:
@@ -1127,7 +1150,7 @@ def _text_weights(config: dict[str, Any], first: int, seed: int) -> _Tensors:
         if experts.has_experts(config, index):
             experts.separate_experts(t, f"{layer}.mlp", config, config["num_experts"])
         else:
-            _text_mlp(t, f"{layer}.mlp", config, fused=fused)
+            _text_mlp(t, f"{layer}.mlp", config, fused=fused or config["model_type"] in _GLMS)
     t.norm("model.norm", width)
     if tied:
         _mute(table, never, 0.1)
@@ -1139,8 +1162,9 @@ def _text_weights(config: dict[str, Any], first: int, seed: int) -> _Tensors:
 def _text_attention(t: _Tensors, layer: str, config: dict[str, Any], *, fused: bool) -> None:
     width, heads = config["hidden_size"], config["num_attention_heads"]
     head = config.get("head_dim") or width // heads
-    out_bias = config.get("attention_bias", False)
-    bias = out_bias or config["model_type"] == "qwen2"
+    is_glm = config["model_type"] in _GLMS
+    out_bias = config.get("attention_bias", False) and not is_glm
+    bias = out_bias or config["model_type"] == "qwen2" or (is_glm and config["attention_bias"])
     q_width, kv_width = heads * head, config["num_key_value_heads"] * head
     t.norm(f"{layer}.input_layernorm", width)
     if fused:
@@ -1153,6 +1177,9 @@ def _text_attention(t: _Tensors, layer: str, config: dict[str, Any], *, fused: b
             t.normal(f"{layer}.self_attn.{name}.weight", head, std=0.3, mean=1.5)
     t.linear(f"{layer}.self_attn.o_proj", width, q_width, gain=2.0, bias=out_bias)
     t.norm(f"{layer}.post_attention_layernorm", width)
+    if config["model_type"] == "glm4":
+        for name in ("post_self_attn_layernorm", "post_mlp_layernorm"):
+            t.norm(f"{layer}.{name}", width)
 
 
 def _text_mlp(t: _Tensors, mlp: str, config: dict[str, Any], *, fused: bool) -> None:
@@ -1201,7 +1228,7 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import qwen3vl  # noqa: E402 - it builds on all of this
+from . import glm, qwen3vl  # noqa: E402 - it builds on all of this
 
-CASES = {**CASES, **qwen3vl.CASES}
-BUILDERS = {**BUILDERS, **qwen3vl.BUILDERS}
+CASES = {**CASES, **qwen3vl.CASES, **glm.CASES}
+BUILDERS = {**BUILDERS, **qwen3vl.BUILDERS, **glm.BUILDERS}

@@ -51,6 +51,12 @@ class DecoderLayer(nn.Module):
             self.head_norms = self.q_norm, self.k_norm
         self.out = nn.Linear(spec.num_heads * spec.head_dim, spec.hidden_size, bias=spec.out_bias)
         self.mlp_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.branch_norms: tuple[RMSNorm, RMSNorm] | None = None
+        if spec.branch_norms:
+            self.attention_branch_norm, self.mlp_branch_norm = (
+                RMSNorm(spec.hidden_size, spec.norm_eps) for _ in range(2)
+            )
+            self.branch_norms = self.attention_branch_norm, self.mlp_branch_norm
         self.has_experts = spec.moe is not None and number in spec.moe.layers
         if spec.moe is not None and self.has_experts:
             self.experts = Experts(spec.hidden_size, spec.moe)
@@ -60,11 +66,19 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:  # [T, hidden], may overwrite x
         q = ops.norm_qkv(x, self.attention_norm, self.qkv, self.num_heads, *pages, batch, self.head_norms)
-        x = ops.linear_add(ops.paged_attention(q, *pages, batch).flatten(1), self.out, x)
+        attended = ops.paged_attention(q, *pages, batch).flatten(1)
+        if self.branch_norms is not None:
+            x = x + self.branch_norms[0](self.out(attended))
+        else:
+            x = ops.linear_add(attended, self.out, x)
         if self.has_experts:
-            return x + self.experts(self.mlp_norm(x))
-        hidden = ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
-        return ops.linear_add(hidden, self.down, x)
+            added = self.experts(self.mlp_norm(x))
+        else:
+            hidden = ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
+            if self.branch_norms is None:
+                return ops.linear_add(hidden, self.down, x)
+            added = self.down(hidden)
+        return x + (added if self.branch_norms is None else self.branch_norms[1](added))
 
 
 class Decoder(nn.Module):
