@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from . import experts
+from . import text_parts
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -1090,25 +1090,8 @@ _TEXT_CONFIGS: Mapping[str, dict[str, Any]] = {
         "use_sliding_window": False,
     },
 }
-# Of GLM-4-9B-Chat and GLM-4-9B-0414.
-_GLM: dict[str, Any] = {
-    "attention_bias": True,
-    "head_dim": 24,
-    "max_position_embeddings": 32768,
-    "partial_rotary_factor": 0.5,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-}
-_GLMS: Mapping[str, dict[str, Any]] = {
-    "glm": {"architectures": ["GlmForCausalLM"], "model_type": "glm"},
-    "glm4": {"architectures": ["Glm4ForCausalLM"], "model_type": "glm4"},
-}
-_TEXT_CONFIGS = {
-    **_TEXT_CONFIGS,
-    **{name: {**_GLM, **own} for name, own in _GLMS.items()},
-    "qwen3_moe": {**_TEXT_CONFIGS["qwen3"], **experts.QWEN3_MOE},
-}
+_QWEN3_MOE = {**_TEXT_CONFIGS["qwen3"], **text_parts.QWEN3_MOE}
+_TEXT_CONFIGS = {**_TEXT_CONFIGS, **text_parts.GLM, "qwen3_moe": _QWEN3_MOE}
 _TEXT_TEMPLATES = {
     "llama": "{% for message in messages %}{{ message['role'].upper() + ': ' + message['content'] + ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
@@ -1147,10 +1130,10 @@ def _text_weights(config: dict[str, Any], first: int, seed: int) -> _Tensors:
     for index in range(config["num_hidden_layers"]):
         layer = f"model.layers.{index}"
         _text_attention(t, layer, config, fused=fused)
-        if experts.has_experts(config, index):
-            experts.separate_experts(t, f"{layer}.mlp", config, config["num_experts"])
+        if text_parts.has_experts(config, index):
+            text_parts.separate_experts(t, f"{layer}.mlp", config, config["num_experts"])
         else:
-            _text_mlp(t, f"{layer}.mlp", config, fused=fused or config["model_type"] in _GLMS)
+            _text_mlp(t, f"{layer}.mlp", config, fused=fused or config["model_type"] in text_parts.GLM)
     t.norm("model.norm", width)
     if tied:
         _mute(table, never, 0.1)
@@ -1162,7 +1145,7 @@ def _text_weights(config: dict[str, Any], first: int, seed: int) -> _Tensors:
 def _text_attention(t: _Tensors, layer: str, config: dict[str, Any], *, fused: bool) -> None:
     width, heads = config["hidden_size"], config["num_attention_heads"]
     head = config.get("head_dim") or width // heads
-    is_glm = config["model_type"] in _GLMS
+    is_glm = config["model_type"] in text_parts.GLM
     out_bias = config.get("attention_bias", False) and not is_glm
     bias = out_bias or config["model_type"] == "qwen2" or (is_glm and config["attention_bias"])
     q_width, kv_width = heads * head, config["num_key_value_heads"] * head
@@ -1228,7 +1211,7 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import glm, qwen3vl  # noqa: E402 - it builds on all of this
+from . import glm, llava_kin, qwen3vl  # noqa: E402 - they build on all of this
 
-CASES = {**CASES, **qwen3vl.CASES, **glm.CASES}
-BUILDERS = {**BUILDERS, **qwen3vl.BUILDERS, **glm.BUILDERS}
+CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES, **glm.CASES}
+BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS, **glm.BUILDERS}

@@ -22,8 +22,8 @@ from .checkpoints import (
     _Tensors,
     _write,
 )
-from .experts import separate_experts
 from .qwen3vl import rename
+from .text_parts import separate_experts
 
 GLM_TOKENS = [
     *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>"),

@@ -21,7 +21,7 @@ from .checkpoints import (
     _Tensors,
     _write,
 )
-from .experts import QWEN3_MOE, has_experts, stacked_experts
+from .text_parts import QWEN3_MOE, has_experts, stacked_experts
 
 CASES: Mapping[str, tuple[Case, ...]] = {"qwen3_vl": OTHERS["qwen2_vl"], "qwen3_vl_moe": OTHERS["qwen2_vl"]}
 _FIRST_SEED = {"qwen3_vl": 461, "qwen3_vl-untied": 7, "qwen3_vl_moe": 140}

@@ -57,6 +57,12 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llava_next": ("llava_next", {}),
     "llava_next-mistral": ("llava_next", {"text": "mistral"}),
     "llava_next-qwen2": ("llava_next", {"text": "qwen2"}),
+    "llava_next_video": ("llava_next_video", {}),
+    "llava_onevision": ("llava_onevision", {}),
+    "llava_onevision-tied": ("llava_onevision", {"tied": True}),
+    "llava_siglip": ("llava_siglip", {}),
+    "llava_siglip-phi3": ("llava_siglip", {"text": "phi3"}),
+    "llava_siglip-qwen3": ("llava_siglip", {"text": "qwen3"}),
     "vipllava": ("vipllava", {}),
     "qwen2_vl": ("qwen2_vl", {}),
     "qwen2_5_vl": ("qwen2_5_vl", {}),
@@ -91,7 +97,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 # The first of each shape runs in every test of the engine, all of them where families differ.
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
-EVERY_FAMILY = (*FAMILIES, "llava_next", "vipllava")
+EVERY_FAMILY = (*FAMILIES, "llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
 _KV_BYTES = {"phi3_v": 48 * MIB, "phi3": 48 * MIB}

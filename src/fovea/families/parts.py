@@ -283,3 +283,12 @@ def longrope_scale(max_positions: int, original: int) -> float:
     """sqrt(1 + ln(max/original) / ln(original)), LongRoPE's factor on cos and sin as in Phi-3's published code."""
     ratio = max_positions / original
     return 1.0 if ratio <= 1.0 else math.sqrt(1 + math.log(ratio) / math.log(original))
+
+
+def interpolated(rows: int, columns: int, side: int, max_tiles: int) -> tuple[int, int]:
+    """The (rows, columns) that a field's rows of embeddings are interpolated to (LLaVA-OneVision's "anyres_max_9").
+
+    As they are if there is no limit, or about as many as fit: side**2 in each of `max_tiles` tiles.
+    """
+    ratio = math.sqrt(rows * columns / (max_tiles * side**2)) if max_tiles else 0.0
+    return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)

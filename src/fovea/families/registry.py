@@ -13,6 +13,8 @@ from fovea.families.glm4v import Glm4V, Glm4VMoe, GlmOcr
 from fovea.families.llama import Llama
 from fovea.families.llava import Llava
 from fovea.families.llava_next import LlavaNext
+from fovea.families.llava_next_video import LlavaNextVideo
+from fovea.families.llava_onevision import LlavaOnevision
 from fovea.families.mistral import Mistral
 from fovea.families.phi3 import Phi3
 from fovea.families.phi3_v import Phi3V
@@ -28,6 +30,8 @@ from fovea.families.vipllava import VipLlava
 FAMILIES: tuple[type[Family], ...] = (
     Llava,
     LlavaNext,
+    LlavaNextVideo,
+    LlavaOnevision,
     VipLlava,
     Phi3V,
     Qwen2VL,

@@ -5,6 +5,8 @@ It sees packed tokens and an AttentionBatch, and owns no state: keys and values 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -108,6 +110,9 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] to [rows, vocabulary] in float32."""
         return ops.logits(hidden, self.embed.weight if self.spec.tied_head else self.head)
+
+
+Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # as Rope is called
 
 
 class Rope:

@@ -1,7 +1,7 @@
 """From pictures to rows for the decoder: canvas -> patches -> tower -> projector, four layouts.
 
 fixed        every picture is one tile of one size                        (LLaVA-1.5, VipLLaVA)
-anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT)
+anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT, -OneVision)
 hd_crops     a picture is a global view and a grid of tiles               (Phi-3-vision)
 merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, Qwen2.5-VL, Qwen3-VL)
 """
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fovea import kernels as ops
+from fovea.families.parts import interpolated
 from fovea.families.spec import ModelSpec, ProjectorSpec
 from fovea.models.vision import VisionTower, axis_weights, make_norm
 
@@ -54,8 +55,8 @@ class Projector(nn.Module):
 
 
 class GatedMerger(nn.Module):
-    """GLM's: patches joined by a linear layer, whose columns stand value by value and not patch by patch; another one, a
-    norm, GELU; a gated MLP."""
+    """GLM's: patches joined by a linear layer, whose columns stand value by value and not patch by patch; another one,
+    a norm, GELU; a gated MLP."""
 
     def __init__(self, spec: ProjectorSpec, width: int) -> None:
         super().__init__()
@@ -114,7 +115,11 @@ class ImageEncoder(nn.Module):
 
     def tile_patches(self, canvases: Sequence[Tensor]) -> Tensor:
         """Canvases made of square tiles to [tiles, patches, values], each canvas's tiles in reading order."""
-        side = self.spec.tile_px // self.spec.tower.patch_px
+        tile, px = self.spec.tile_px, self.spec.tower.patch_px
+        side = tile // px
+        if side * px != tile:  # what is left of a tile beyond its last patch is not seen
+            tiles = [canvas.unflatten(1, (-1, tile)).unflatten(0, (-1, tile)) for canvas in canvases]
+            canvases = [t[:, : side * px, :, : side * px].flatten(2, 3).flatten(0, 1).contiguous() for t in tiles]
         return self.cut(canvases, side).unflatten(0, (-1, side**2))
 
     def tile_rows(self, canvases: Sequence[Tensor]) -> Tensor:
@@ -131,24 +136,29 @@ class FixedEncoder(ImageEncoder):
 
 class AnyResEncoder(ImageEncoder):
     """A canvas is the field of tiles with the overview below; a grid is (1, rows, columns) of the field's tokens
-    without the margins that filled it up (LLaVA-NeXT's "spatial_unpad")."""
+    without the margins that filled it up (LLaVA-NeXT's "spatial_unpad"). An overview alone has no field."""
 
     def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
         tile = self.spec.tile_px
         parts = [part for canvas in canvases for part in (canvas[-tile:, :tile].contiguous(), canvas[:-tile])]
         fields = [(canvas.shape[0] // tile - 1, canvas.shape[1] // tile) for canvas in canvases]
-        views = self.tile_rows(parts).split([1 + rows * columns for rows, columns in fields])
+        views = self.tile_rows([part for part in parts if len(part)]).split([1 + r * c for r, c in fields])
         return [self._arrange(*one) for one in zip(views, fields, grids, strict=True)]
 
     def _arrange(self, views: Tensor, field: tuple[int, int], grid: tuple[int, int, int]) -> Tensor:
         """The overview, then the field's lines without its margins, each ended by the newline."""
+        if not field[0]:
+            return torch.cat((views[0], self.projector.newline[None]))
         side = self.spec.tile_px // self.spec.tower.patch_px
         tokens = views[1:].unflatten(0, field).unflatten(2, (side, side)).transpose(1, 2)  # [R, side, C, side, hidden]
         tokens = tokens.flatten(2, 3).flatten(0, 1)
         _, rows, columns = grid
         top, left = (tokens.shape[0] - rows) // 2, (tokens.shape[1] - columns) // 2
         kept = tokens[top : top + rows, left : left + columns]
-        newlines = self.projector.newline.expand(rows, 1, -1)
+        fewer = interpolated(rows, columns, side, self.spec.max_tiles)
+        if fewer != (rows, columns):
+            kept = F.interpolate(kept.permute(2, 0, 1)[None], size=fewer, mode="bilinear")[0].permute(1, 2, 0)
+        newlines = self.projector.newline.expand(fewer[0], 1, -1)
         return torch.cat((views[0], torch.cat((kept, newlines), dim=1).flatten(0, 1)))
 
 
