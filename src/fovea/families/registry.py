@@ -9,6 +9,8 @@ from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
 from fovea.families.gemma import Gemma, Gemma2, Gemma3
+from fovea.families.glm4 import Glm, Glm4
+from fovea.families.glm4v import Glm4V, Glm4VMoe, GlmOcr
 from fovea.families.llama import Llama
 from fovea.families.llava import Llava
 from fovea.families.llava_next import LlavaNext
@@ -40,12 +42,17 @@ FAMILIES: tuple[type[Family], ...] = (
     Gemma,
     Gemma2,
     Gemma3,
+    Glm4V,
+    Glm4VMoe,
+    GlmOcr,
     Llama,
     Mistral,
     Phi3,
     Qwen2,
     Qwen3,
     Qwen3Moe,
+    Glm,
+    Glm4,
 )
 
 

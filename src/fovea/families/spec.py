@@ -72,6 +72,7 @@ class DecoderSpec:
     `qk_norm`: an RMSNorm over each query and key head before it is rotated (Qwen3, arXiv:2505.09388). `out_bias`: a
     bias behind attention. `rotary_dim`: only the first so many dimensions of a head are rotated; None: all. `window`:
     a token sees so many tokens, itself included; the engine runs such a model only where no sequence outgrows it.
+    `moe`: layers with experts.
 
     Gemma (arXiv:2403.08295, 2408.00118, 2503.19786): `norm_offset`: norms multiply by 1 + weight. `embed_scale`
     multiplies embeddings of tokens. `branch_norms`: an RMSNorm over what attention and MLP add, too (GLM-4, Gemma 2).
@@ -140,6 +141,9 @@ class TowerSpec:
     many merged patches a side, those of `full_layers` over the whole frame.
     `feature_layers`: what comes out of the first so many layers stands side by side, in this order (0: what goes into
     the first); without any, the last layer's output alone. `post_norm`: a norm over that output.
+
+    `bias` and `qkv_bias`: whether linear layers have one. `patch_norm`: a norm before positions are added.
+    `head_norms`: an RMSNorm over each query and key head before it is rotated (GLM-OCR).
     """
 
     num_layers: int
@@ -162,6 +166,10 @@ class TowerSpec:
     feature_layers: tuple[int, ...] = ()
     post_norm: bool = False
     interpolation: Interpolation | None = None
+    bias: bool = True
+    qkv_bias: bool = True
+    patch_norm: bool = False
+    head_norms: bool = False
 
     @property
     def out_width(self) -> int:
@@ -180,7 +188,7 @@ class ProjectorSpec:
     is on the joined patches. `deepstack`: so many layers of the tower beside the last have a merger of their own, with
     such a norm, whose rows are added to the hidden states behind the decoder's first layers (arXiv:2406.04334).
     `separators`: learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it
-    that ends each line (LLaVA-NeXT).
+    that ends each line (LLaVA-NeXT). `gated`: GLM's merger instead, which ends in a gated MLP of `mid_width`.
     """
 
     merge: int
@@ -192,6 +200,7 @@ class ProjectorSpec:
     newline: bool = False
     norm_joined: bool = False
     deepstack: int = 0
+    gated: bool = False
 
 
 EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "bridged"]
@@ -237,12 +246,15 @@ class WeightSlot:
     """Where a checkpoint tensor goes: rows [row, row + rows) of a parameter, or all of it when rows is None.
 
     `stacked`: the tensor is so many matrices, which lie below one another in the parameter; each may be transposed.
+    `pairs` (head width, rotated width): rows of query or key heads whose rotated dimensions stand pair by pair, the two
+    that turn together side by side; here the first of all pairs come before the second, which attention can't tell.
     """
 
     parameter: str
     row: int = 0
     rows: int | None = None
     stacked: int = 0
+    pairs: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

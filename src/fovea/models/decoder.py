@@ -108,13 +108,16 @@ class DecoderLayer(nn.Module):
         attended = ops.paged_attention(q, *pages, batch, self.rule).flatten(1)
         if self.branch_norms is not None:
             x = x + self.branch_norms[0](self.out(attended))
-            hidden = ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
-            return x + self.branch_norms[1](self.down(hidden))
-        x = ops.linear_add(attended, self.out, x)
+        else:
+            x = ops.linear_add(attended, self.out, x)
         if self.has_experts:
-            return x + self.experts(self.mlp_norm(x))
-        hidden = ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
-        return ops.linear_add(hidden, self.down, x)
+            added = self.experts(self.mlp_norm(x))
+        else:
+            hidden = ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
+            if self.branch_norms is None:
+                return ops.linear_add(hidden, self.down, x)
+            added = self.down(hidden)
+        return x + (added if self.branch_norms is None else self.branch_norms[1](added))
 
     def _step_by_step(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:
         """The same where no kernel joins the steps."""
