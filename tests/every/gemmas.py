@@ -103,10 +103,14 @@ def _gemma4_unified() -> tuple[Any, Any]:
         video_processor=hf.Gemma4UnifiedVideoProcessor(),
         image_seq_length=70,
     )
-    tower = {"patch_size": 4, "pooling_kernel_size": 3, "mm_embed_dim": 48, "mm_posemb_size": 64, "output_proj_dims": 48}
-    config = CONFIG_MAPPING["gemma4_unified"](
-        text_config=_GEMMA4_TEXT, vision_config=tower, **ids(tok, **_GEMMA4_IDS)
-    )
+    tower = {
+        "patch_size": 4,
+        "pooling_kernel_size": 3,
+        "mm_embed_dim": 48,
+        "mm_posemb_size": 64,
+        "output_proj_dims": 48,
+    }
+    config = CONFIG_MAPPING["gemma4_unified"](text_config=_GEMMA4_TEXT, vision_config=tower, **ids(tok, **_GEMMA4_IDS))
     return config, processor
 
 

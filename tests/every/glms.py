@@ -78,9 +78,7 @@ def _glm4v_moe() -> tuple[Any, Any]:
 def _glm_ocr() -> tuple[Any, Any]:
     tok = tokenizer(_TOKENS, _EXTRA)
     pictures = hf.Glm46VImageProcessor(size=_SIZE)
-    processor = hf.Glm46VProcessor(
-        image_processor=pictures, tokenizer=tok, video_processor=hf.Glm46VVideoProcessor()
-    )
+    processor = hf.Glm46VProcessor(image_processor=pictures, tokenizer=tok, video_processor=hf.Glm46VVideoProcessor())
     config = CONFIG_MAPPING["glm_ocr"](text_config=_TEXT, vision_config=_TOWER, **ids(tok, **_IDS))
     return config, processor
 
@@ -88,9 +86,7 @@ def _glm_ocr() -> tuple[Any, Any]:
 def _glm46v() -> tuple[Any, Any]:
     tok = tokenizer(_TOKENS, _EXTRA)
     pictures = hf.Glm46VImageProcessor(size=_SIZE)
-    processor = hf.Glm46VProcessor(
-        image_processor=pictures, tokenizer=tok, video_processor=hf.Glm46VVideoProcessor()
-    )
+    processor = hf.Glm46VProcessor(image_processor=pictures, tokenizer=tok, video_processor=hf.Glm46VVideoProcessor())
     config = CONFIG_MAPPING["glm46v"](
         text_config={"model_type": "glm4v_text", **_TEXT},
         vision_config={"model_type": "glm4v_vision", **_TOWER},
@@ -103,9 +99,7 @@ def _glmga() -> tuple[Any, Any]:
     """Its own image processor: sides are multiples of patch, merge and expand factor together."""
     tok = tokenizer(_TOKENS, _EXTRA)
     pictures = hf.GlmgaImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 56 * 56 * 4})
-    processor = hf.Glm46VProcessor(
-        image_processor=pictures, tokenizer=tok, video_processor=hf.GlmgaVideoProcessor()
-    )
+    processor = hf.Glm46VProcessor(image_processor=pictures, tokenizer=tok, video_processor=hf.GlmgaVideoProcessor())
     config = CONFIG_MAPPING["glmga"](
         text_config={"model_type": "glm4v_text", **_TEXT},
         vision_config={"model_type": "glm4v_vision", **_TOWER},

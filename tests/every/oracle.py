@@ -4,10 +4,10 @@ Pictures go through the PIL backend of the image processors where there is a cho
 on what else is installed.
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,9 @@ class Answer:
 def oracle(folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), num_tokens: int = 16) -> Answer:
     """Run one prompt, with the class's own placeholders for pictures, and continue it greedily, never stopping."""
     model, processor = load(folder)
-    batch = inputs(model, processor, prompt, images)
-    ids = [int(token) for token in batch["input_ids"][0]]
+    batch = fitted(model, inputs(model, processor, prompt, images))
+    asked = batch.get("input_ids", batch.get("decoder_input_ids"))
+    ids = [] if asked is None else [int(token) for token in asked[0]]
     with torch.no_grad():
         logits = None if model.config.is_encoder_decoder else model(**batch).logits
         made = model.generate(
@@ -64,15 +65,29 @@ def oracle(folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), 
 
 
 def inputs(model: Any, processor: Any, prompt: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
-    """What the model's forward takes, a batch of one.
+    """What the processor makes of a prompt, a batch of one; an empty prompt is none (a class not asked).
 
     Some models need the kind of each token for their positions, and some of their processors don't say it unasked.
     """
-    options: dict[str, Any] = {"images": list(images)} if images else {}
-    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
-        options["return_mm_token_type_ids"] = True
-    made = processor(text=[prompt], return_tensors="pt", **options)
+    given: dict[str, Any] = {"images": list(images)} if images else {}
+    if prompt:
+        given["text"] = [prompt]
+    if "mm_token_type_ids" in signature(model.forward).parameters:
+        given["return_mm_token_type_ids"] = True
+    made = processor(return_tensors="pt", **given)
     return {name: value for name, value in made.items() if value is not None}
+
+
+def fitted(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """What the model's forward takes: floats of its type; Donut's ids (the labels copy them) are its decoder's."""
+    batch = {
+        name: value.to(model.dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in batch.items()
+    }
+    if "input_ids" in batch and "input_ids" not in signature(model.forward).parameters:
+        batch["decoder_input_ids"] = batch.pop("input_ids")
+        batch = {name: value for name, value in batch.items() if name not in ("labels", "attention_mask")}
+    return batch
 
 
 def load(folder: str | Path) -> tuple[Any, Any]:

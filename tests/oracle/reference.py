@@ -19,7 +19,13 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    Glm4vProcessor,
+    Glm4vVideoProcessor,
     LlavaNextProcessor,
+    LlavaNextVideoProcessor,
+    LlavaNextVideoVideoProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
@@ -29,17 +35,28 @@ from transformers import (
 )
 
 from .checkpoints import TEXT_FAMILIES
+from .gemma import TEXT_MODELS
 
+# Its own grouped product of experts refuses sizes that are no multiples of 16 bytes.
+PLAIN: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
 Floats = npt.NDArray[np.float32]
 LLAVA_PROCESSORS: dict[str, Any] = {
     "llava": LlavaProcessor,
     "llava_next": LlavaNextProcessor,
+    "llava_next_video": LlavaNextVideoProcessor,
+    "llava_onevision": LlavaOnevisionProcessor,
     "vipllava": LlavaProcessor,
+}
+# What the processors of models that see videos insist on (and what needs torchvision).
+VIDEO_PROCESSORS: dict[str, Any] = {
+    "llava_next_video": LlavaNextVideoVideoProcessor,
+    "llava_onevision": LlavaOnevisionVideoProcessor,
 }
 QWEN_PROCESSORS: dict[str, Any] = {
     "qwen2_vl": Qwen2VLProcessor,
     "qwen2_5_vl": Qwen2_5_VLProcessor,
     "qwen3_vl": Qwen3VLProcessor,
+    "qwen3_vl_moe": Qwen3VLProcessor,
 }
 
 
@@ -76,7 +93,7 @@ def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Fl
 
         return phi3v.image_features(folder, images)
     model, processor = load(folder)
-    batch = processor.image_processor(images=list(images), return_tensors="pt")
+    batch = processor.image_processor(images=_of_one_prompt(folder, images), return_tensors="pt")
     with torch.no_grad():
         output = model.model.get_image_features(**batch, return_dict=True)
     levels: list[Any] = getattr(output, "deepstack_features", None) or []
@@ -109,6 +126,10 @@ def model_type(folder: str | Path) -> str:
     return str(config["model_type"])
 
 
+def is_glm(folder: str | Path) -> bool:
+    return model_type(folder).startswith("glm")
+
+
 def load(folder: str | Path) -> tuple[Any, Any]:
     """(model, processor) of a folder, kept until its weights are written anew."""
     folder = Path(folder).resolve()
@@ -120,21 +141,29 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
     # Not AutoTokenizer by the class that tokenizer_config.json names: LlamaTokenizer of transformers 5 rebuilds the
     # pipeline and loses the "▁" after special tokens. This class reads tokenizer.json as it is.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    if model_type(folder) in TEXT_FAMILIES:
-        text: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    if model_type(folder) in (*TEXT_FAMILIES, *TEXT_MODELS):
+        text: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **PLAIN)
         return text.eval(), tokenizer
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     processor: Any
     if model_type(folder) in LLAVA_PROCESSORS:
         settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
         settings.pop("processor_class")
+        if model_type(folder) in VIDEO_PROCESSORS:
+            settings["video_processor"] = VIDEO_PROCESSORS[model_type(folder)]()
         made = LLAVA_PROCESSORS[model_type(folder)]
         processor = made(image_processor=image_processor, tokenizer=tokenizer, **settings)
     else:
-        video_processor = Qwen2VLVideoProcessor()  # unused, but the processor insists on one (it needs torchvision)
-        processor = QWEN_PROCESSORS[model_type(folder)](image_processor, tokenizer, video_processor)
-    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        # unused, but the processor insists on one (it needs torchvision)
+        video_processor = Glm4vVideoProcessor() if is_glm(folder) else Qwen2VLVideoProcessor()
+        processor = QWEN_PROCESSORS.get(model_type(folder), Glm4vProcessor)(image_processor, tokenizer, video_processor)
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, **PLAIN)
     return model.eval(), processor
+
+
+def _of_one_prompt(folder: str | Path, images: Sequence[Image.Image]) -> list[Any]:
+    """LLaVA-OneVision shows several pictures of one prompt otherwise than one, and knows by a list in the list."""
+    return [list(images)] if model_type(folder) == "llava_onevision" else list(images)
 
 
 def _inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
@@ -150,7 +179,7 @@ def _transformers_reference(
 ) -> Reference:
     """Each token from a fresh pass over the whole prefix: no cache whose state could hide a mistake."""
     model, processor = load(folder)
-    inputs = _inputs(processor, prompt, images)
+    inputs = _inputs(processor, prompt, _of_one_prompt(folder, images) if images else [])
     if model_type(folder) in LLAVA_PROCESSORS:
         inputs.pop("mm_token_type_ids", None)
     token_ids: list[int] = inputs["input_ids"][0].tolist()

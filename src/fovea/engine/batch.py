@@ -14,7 +14,7 @@ from fovea.core.types import ROW
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.scheduler import Chunk
 from fovea.kernels.batch import AttentionBatch
-from fovea.models.decoder import Rope
+from fovea.models.decoder import Rotary
 
 ALIGNED = 16  # numbers of 8 bytes
 
@@ -28,7 +28,7 @@ class ForwardBatch:
 
 def build_batch(
     chunks: list[Chunk],
-    rope: Rope,
+    rope: Rotary,
     block_size: int,
     device: torch.device,
     *,
@@ -69,6 +69,8 @@ def build_batch(
         sin=sin,
         query_starts=query_starts,
         arrivals=arrivals,
+        positions=positions,
+        open_spans=_open_spans(chunks),
     )
     return ForwardBatch(token_ids, attention, logit_rows)
 
@@ -170,6 +172,17 @@ def _block_tables(chunks: list[Chunk], idle_block: int) -> np.ndarray:
     for i, chunk in enumerate(chunks):
         tables[i, : len(chunk.sequence.blocks)] = chunk.sequence.blocks
     return tables
+
+
+def _open_spans(chunks: list[Chunk]) -> list[tuple[tuple[int, int], ...]] | None:
+    """See AttentionBatch."""
+    if not any(chunk.sequence.request.open_spans for chunk in chunks):
+        return None
+    found = []
+    for chunk in chunks:
+        spans = chunk.sequence.request.open_spans
+        found.append(tuple((s.start, s.end) for s in spans if s.start < chunk.end and chunk.start < s.end))
+    return found if any(found) else None
 
 
 def _decode_mask(kv_lens: list[int], block_size: int) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,13 +16,14 @@ from fovea.engine.compatible import CompatibleRunner
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.loop import Engine
 from fovea.engine.memory import Machine, MemoryPlan, plan_memory
-from fovea.engine.runner import Runner
+from fovea.engine.runner import Runner, StepRunner
 from fovea.engine.scheduler import Budgets, Scheduler
 from fovea.engine.warm_up import warm_up
 from fovea.families.base import Family
 from fovea.families.bridged import Bridged
+from fovea.models.bridged import BridgedModel, load_module
 from fovea.models.bridged import count_parameters as count_bridged
-from fovea.models.bridged import load_bridged
+from fovea.models.generic import GenericModel
 from fovea.models.packed import pack_linears
 from fovea.models.vlm import VLM
 from fovea.models.weights import build_empty, checkpoint_files, fill_dummy, load_weights
@@ -75,7 +76,8 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
         checkpoint_files(folder)  # refuse an incomplete folder before memory is taken for its weights
     if isinstance(family, Bridged):
         return _build_bridged(blueprint, config, family, folder)
-    model = build_empty(family.spec, dtype, blueprint.device)
+    spec = replace(family.spec, decoder=family.spec.decoder.within(plan.max_model_len))
+    model = build_empty(spec, dtype, blueprint.device)
     if config.load_format == "dummy":
         fill_dummy(model, config.seed)
     else:
@@ -84,7 +86,8 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
         pack_linears(model, dtype)
     encoder_cache: EncoderCache[torch.Tensor] = EncoderCache(plan.encoder_cache_bytes)
     scheduler = _make_scheduler(blueprint, config, family, encoder_cache, enable_caching=config.enable_prefix_caching)
-    use_graphs = blueprint.device.type == "cuda" and not config.enforce_eager
+    # Graphs hold kernels, and no kernel knows a rule of attention.
+    use_graphs = blueprint.device.type == "cuda" and not config.enforce_eager and not spec.decoder.has_rules
     runner = Runner(model, plan, encoder_cache, max_num_seqs=config.max_num_seqs, use_graphs=use_graphs)
     overlap = config.overlap_scheduling
     if overlap is None:
@@ -98,11 +101,21 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
 def _build_bridged(blueprint: Blueprint, config: EngineConfig, family: Bridged, folder: Path) -> Engine:
     """An engine around transformers' own model."""
     logger.info("%s takes the %s path: transformers runs it, see docs/models.md", family.name, family.path)
+    plan, is_generic = blueprint.memory, family.path == "generic"
     dummy_seed = config.seed if config.load_format == "dummy" else None
-    model = load_bridged(family, folder, blueprint.dtype, blueprint.device, dummy_seed=dummy_seed)
-    cache: EncoderCache[torch.Tensor] = EncoderCache(blueprint.memory.encoder_cache_bytes)
-    scheduler = _make_scheduler(blueprint, config, family, cache, enable_caching=False)
-    return Engine(CompatibleRunner(model, blueprint.memory), scheduler, cache, blueprint.memory, config.seed)
+    module = load_module(family, folder, blueprint.dtype, blueprint.device, dummy_seed=dummy_seed)
+    cache: EncoderCache[torch.Tensor] = EncoderCache(plan.encoder_cache_bytes)
+    runner: StepRunner
+    if is_generic:
+        model = GenericModel(module, family.spec, family.image_token_id)
+        if blueprint.device.type == "cpu":
+            pack_linears(module.get_decoder(), blueprint.dtype)
+        runner = Runner(model, plan, cache, max_num_seqs=config.max_num_seqs, use_graphs=False)
+    else:
+        runner = CompatibleRunner(BridgedModel(module, family.spec), plan)
+    enable_caching = config.enable_prefix_caching and is_generic
+    scheduler = _make_scheduler(blueprint, config, family, cache, enable_caching=enable_caching)
+    return Engine(runner, scheduler, cache, plan, config.seed)
 
 
 def _make_scheduler(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from inspect import signature
 from queue import SimpleQueue
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,9 +24,10 @@ from fovea.engine.runner import Launched, sampling_row
 from fovea.engine.sampler import sample
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
-from fovea.models.bridged import BridgedModel
+from fovea.models.bridged import BridgedModel, to_model
 
 Said = Tensor | BaseException
+KEPT = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")  # of a generation config
 STATE = "rope_deltas"  # what modules of transformers remember of the last prompt they saw
 
 
@@ -85,7 +87,7 @@ class _Run:
         self.state: list[Any] = []  # of the modules that remember one
         self._said: SimpleQueue[Said] = SimpleQueue()
         self._told: SimpleQueue[int | None] = SimpleQueue()
-        inputs = _to_model(request.media[0].arrays or {}, model)
+        inputs = _as_asked(model.module, to_model(request.media[0].arrays or {}, model))
         most = most_tokens - len(request.token_ids)
         work = (model.module, inputs, most, self._said, self._told)
         self._thread = threading.Thread(target=_generate, args=work, name="fovea-generate", daemon=True)
@@ -129,7 +131,7 @@ class _Asking:
 
 
 def _generate(
-    module: Any, inputs: Mapping[str, Tensor], most: int, said: SimpleQueue[Said], told: SimpleQueue[int | None]
+    module: Any, inputs: Mapping[str, Any], most: int, said: SimpleQueue[Said], told: SimpleQueue[int | None]
 ) -> None:
     """A thread's whole work. One token more than wanted is asked for, so that the last is told like the others."""
     try:
@@ -141,17 +143,18 @@ def _generate(
         said.put(error)
 
 
-def _to_model(arrays: Mapping[str, Any], model: BridgedModel) -> dict[str, Tensor]:
-    """On the model's device; numbers with a fraction in its type."""
-    tensors = {name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
-    return {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in tensors.items()}
+def _as_asked(module: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Where a model's ids are its decoder's (Donut), they go by that name; labels are for training."""
+    if "input_ids" not in inputs or "input_ids" in signature(module.forward).parameters:
+        return inputs
+    rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "labels", "attention_mask")}
+    return {"decoder_input_ids": inputs["input_ids"], **rest}
 
 
 def _answer_plainly(module: Any) -> None:
-    """What the folder's generation config says of sampling and stopping is Fovea's business, not generate's."""
-    config = module.generation_config
-    config.do_sample, config.num_beams = False, 1
-    config.eos_token_id = None
-    config.temperature = config.top_p = config.top_k = config.min_p = config.typical_p = None
-    config.repetition_penalty = config.max_length = None
-    config.min_length = config.min_new_tokens = None
+    """What generation configs say of choosing and stopping is Fovea's business, not generate's."""
+    for part in module.modules():
+        old = getattr(part, "generation_config", None)
+        if old is not None:
+            kept = {name: getattr(old, name) for name in KEPT if getattr(old, name, None) is not None}
+            part.generation_config = type(old)(do_sample=False, num_beams=1, **kept)

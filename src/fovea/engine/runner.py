@@ -23,6 +23,7 @@ from fovea.engine.sampler import NOT_FINITE, Sampled, SamplingRow, choose, is_pl
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from fovea.models.decoder import KVPages
+from fovea.models.generic import GenericModel
 from fovea.models.vlm import VLM
 
 
@@ -81,9 +82,15 @@ class Runner:
     kernels that were compiled after the start."""
 
     def __init__(
-        self, model: VLM, plan: MemoryPlan, encoder_cache: EncoderCache[Tensor], *, max_num_seqs: int, use_graphs: bool
+        self,
+        model: VLM | GenericModel,
+        plan: MemoryPlan,
+        encoder_cache: EncoderCache[Tensor],
+        *,
+        max_num_seqs: int,
+        use_graphs: bool,
     ) -> None:
-        self.model = model
+        self.model: Any = model
         self.num_graph_steps = 0
         self.num_eager_decodes = 0
         self.num_late_kernels = 0
@@ -98,8 +105,9 @@ class Runner:
         self._last = torch.zeros(max_num_seqs, dtype=torch.int64, device=model.device)
         self._graphs: DecodeGraphs | None = None
         if use_graphs:
+            assert isinstance(model, VLM)
             with torch.inference_mode():
-                self._graphs = DecodeGraphs(model, self._rope, self._pages, self._last, plan)
+                self._graphs = DecodeGraphs(model, model.make_rope(), self._pages, self._last, plan)
 
     @torch.inference_mode()
     def rehearse_decode(self) -> None:

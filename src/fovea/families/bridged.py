@@ -7,17 +7,25 @@ tokens: the model's own processor does, later (`pipeline/bridged.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fovea.core.errors import EmbeddingsError, MediaError, ModelError, UnsupportedModelError
-from fovea.core.types import ImagePlan, PixelBudget
+from fovea.core.types import ImagePlan, MediaSpan, PixelBudget
 from fovea.families.base import Family, ModelFiles
-from fovea.families.parts import plain_rope
+from fovea.families.parts import mrope_positions, plain_rope
 from fovea.families.spec import DecoderSpec, ModelPath, ModelSpec, WeightMap
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 # Those whose decoder runs over Fovea's pages of keys and values; each gives what transformers gives (docs/models.md).
-GENERIC: frozenset[str] = frozenset()
+_PROVEN = """
+lighton_ocr llava llava_next llava_next_video llava_onevision mistral3 paddleocr_vl pp_chart2table qianfan_ocr
+qwen2_5_omni_thinker qwen2_5_vl qwen2_vl video_llama_3 video_llava vipllava
+"""
+GENERIC: frozenset[str] = frozenset(_PROVEN.split())
 
 # The model types of transformers' MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES (5.23).
 _TYPES = """
@@ -52,6 +60,8 @@ class Bridged(Family):
         self.model_type = str(files.config.get("model_type", ""))
         names = files.config.get("architectures") or [self.model_type]
         self._architecture = str(names[0])
+        starts = (files.config.get(key) for key in ("decoder_start_token_id", "bos_token_id", "pad_token_id"))
+        self.start_token_id = next((token_id for token_id in starts if isinstance(token_id, int)), 0)
         ids = (files.config.get(key) for key in ("image_token_id", "image_token_index"))
         self.image_token_id = next((token_id for token_id in ids if isinstance(token_id, int)), -1)
         super().__init__(files)
@@ -73,7 +83,7 @@ class Bridged(Family):
             num_kv_heads=_number(text, ("num_key_value_heads",), num_heads),
             head_dim=_number(text, ("head_dim",), max(1, hidden_size // num_heads)),
             norm_eps=0.0,
-            rope=plain_rope(10000.0),
+            rope=plain_rope(10000.0, _sections(text)),
             qkv_bias=False,
             tied_head=False,
             max_positions=_number(text, _POSITIONS, DEFAULT_POSITIONS),
@@ -129,15 +139,44 @@ class Bridged(Family):
     def weight_map(self) -> WeightMap:
         raise MediaError("transformers reads the weights of this model.")
 
+    def grid_positions(
+        self, token_ids: Sequence[int], grids: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.int32] | None, int]:
+        """M-RoPE positions where the model has them. grids [pictures, 3]: time, height and width in patches."""
+        if self.spec.decoder.rope.sections is None or grids is None or not len(grids):
+            return None, 0
+        merge = int(self.config.section("vision_config").get(int, "spatial_merge_size", 2))
+        merged = [(int(t), int(h) // merge, int(w) // merge) for t, h, w in grids]
+        return mrope_positions(len(token_ids), self._spans(token_ids, merged), merged)
+
+    def _spans(self, token_ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> list[MediaSpan]:
+        spans: list[MediaSpan] = []
+        end = 0
+        for grid in grids:
+            start = token_ids.index(self.image_token_id, end)
+            spans.append(MediaSpan(start, math.prod(grid)))
+            end = spans[-1].end
+        return spans
+
+
+def _sections(text: Any) -> tuple[int, ...] | None:
+    """How M-RoPE splits the frequencies; None for plain positions."""
+    found = (getattr(text, name, None) or {} for name in ("rope_parameters", "rope_scaling"))
+    sections = next((values["mrope_section"] for values in found if values.get("mrope_section")), None)
+    return None if sections is None else tuple(int(section) for section in sections)
+
 
 def _as_it_is(width_px: int, height_px: int) -> ImagePlan:
     return ImagePlan(width_px, height_px, "bicubic", width_px, height_px, (1, 1, 1), num_patches=0, num_tokens=1)
 
 
 def _number(config: Any, names: tuple[str, ...], default: int) -> int:
-    """The first of these that is a positive whole number."""
+    """The first of these that is a positive whole number. Where layers differ, the first layer speaks for all."""
     for name in names:
-        value = getattr(config, name, None)
+        try:
+            value = getattr(config, name, None)
+        except Exception:  # transformers will not say, because layers differ
+            value = getattr(config.per_layer_config[0], name, None)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return default

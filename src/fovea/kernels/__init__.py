@@ -7,13 +7,16 @@ never need it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fovea.core.log import logger
 from fovea.kernels import pixels_reference, reference
-from fovea.kernels.batch import AttentionBatch, Segments
+from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule, Segments
 
 __all__ = [
     "FEW_ROWS",
@@ -22,12 +25,14 @@ __all__ = [
     "add_rms_norm",
     "compile_kernels",
     "cut_patches",
+    "gelu_tanh_mul",
     "linear_add",
     "logits",
     "norm_gate_up",
     "norm_qkv",
     "on_compile",
     "paged_attention",
+    "project_qkv",
     "quick_gelu",
     "resample",
     "rms_norm",
@@ -95,7 +100,20 @@ def norm_qkv(
 
         weight, bias = _parameters(linear)
         return fused(x, norm.weight, norm.eps, weight, bias, num_heads, k_cache, v_cache, batch)
-    heads: Tensor = linear(norm(x)).view(x.shape[0], -1, k_cache.shape[-1])
+    return project_qkv(norm(x), linear, num_heads, k_cache, v_cache, batch, head_norms)
+
+
+def project_qkv(
+    x: Tensor,
+    linear: nn.Module,
+    num_heads: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: AttentionBatch,
+    head_norms: tuple[Norm, Norm] | None = None,
+) -> Tensor:
+    """Projection of normed x [T, hidden], then rotate_and_store: rotated queries [T, N, D]."""
+    heads: Tensor = linear(x).view(x.shape[0], -1, k_cache.shape[-1])
     if head_norms is not None:
         q, k, v = heads.split((num_heads, k_cache.shape[2], v_cache.shape[2]), dim=1)
         heads = torch.cat((head_norms[0](q), head_norms[1](k), v), dim=1)
@@ -157,6 +175,12 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return reference.silu_mul(gate_up)
 
 
+def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
+    """gelu(gate) * up in its tanh form for rows that hold both side by side: [T, 2 * F] to [T, F]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """See reference.quick_gelu."""
     if x.is_cuda:
@@ -195,10 +219,18 @@ def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tens
     return reference.rotate_and_store(qkv, num_heads, k_cache, v_cache, batch)
 
 
-def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
-    """See reference.paged_attention. On CUDA both kinds of sequences are read in place, into one tensor."""
+def paged_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, rule: AttentionRule = PLAIN
+) -> Tensor:
+    """See reference.paged_attention. On CUDA both kinds of sequences are read in place, into one tensor.
+
+    No kernel knows rules and open spans: there CUDA runs the plain form.
+    """
     if not q.is_cuda:
-        return reference.paged_attention(q, k_cache, v_cache, batch)
+        return reference.paged_attention(q, k_cache, v_cache, batch, rule)
+    if rule is not PLAIN or batch.open_spans is not None:
+        _tell_of_plain_attention()
+        return reference.ruled_attention(q, k_cache, v_cache, batch, rule)
     q = q.contiguous()
     out = torch.empty_like(q)
     if batch.num_decode:
@@ -210,6 +242,12 @@ def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Attentio
 
         paged_prefill(q, k_cache, v_cache, batch, out)
     return out
+
+
+@cache
+def _tell_of_plain_attention() -> None:
+    """Once in a process."""
+    logger.warning("no kernel has this model's attention (window, cap, scale or open spans): it runs in plain torch")
 
 
 def segment_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fovea.core.errors import WeightsError
 from fovea.families.bridged import Bridged
 from fovea.families.spec import ModelSpec
+
+LISTED = "[]"  # see pipeline.processor
 
 
 class BridgedModel:
@@ -28,6 +33,18 @@ class BridgedModel:
         return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
 
 
+def to_model(arrays: Mapping[str, NDArray[Any]], model: BridgedModel) -> dict[str, Any]:
+    """On the model's device; numbers with a fraction in its type."""
+    made: dict[str, Any] = {}
+    for name, array in arrays.items():
+        if name.endswith(LISTED):
+            made[name.removesuffix(LISTED)] = array.tolist()
+            continue
+        tensor = torch.from_numpy(np.array(array)).to(model.device)
+        made[name] = tensor.to(model.dtype) if tensor.is_floating_point() else tensor
+    return made
+
+
 def count_parameters(family: Bridged) -> int:
     """Of the whole model, without allocating it."""
     from transformers import AutoModelForImageTextToText
@@ -37,16 +54,16 @@ def count_parameters(family: Bridged) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def load_bridged(
+def load_module(
     family: Bridged, folder: Path, dtype: torch.dtype, device: torch.device, *, dummy_seed: int | None
-) -> BridgedModel:
-    """dummy_seed: random weights instead of the folder's. Raises WeightsError for a checkpoint that does not fit."""
+) -> Any:
+    """transformers' module. dummy_seed: with random weights. Raises WeightsError for a checkpoint that does not fit."""
     from transformers import AutoModelForImageTextToText
 
     if dummy_seed is not None:
         torch.manual_seed(dummy_seed)
         module = AutoModelForImageTextToText.from_config(family.read_config(), dtype=dtype, trust_remote_code=False)
-        return BridgedModel(module.to(device).eval(), family.spec)
+        return module.to(device).eval()
     try:
         module, report = AutoModelForImageTextToText.from_pretrained(
             folder,
@@ -61,4 +78,4 @@ def load_bridged(
     missing = sorted(report.get("missing_keys", ()))
     if missing or report.get("mismatched_keys"):
         raise WeightsError(f"{folder}: tensors of {family.name} are missing or misshapen: {missing[:3]}.")
-    return BridgedModel(module.to(device).eval(), family.spec)
+    return module.to(device).eval()

@@ -18,7 +18,7 @@ import numpy as np
 from fovea.core.config import EngineConfig
 from fovea.core.errors import MediaLimitError, ModelError, PlaceholderError, PromptError, SamplingError
 from fovea.core.params import SamplingParams
-from fovea.core.types import EngineRequest, MediaItem, MediaReport, MediaSpan
+from fovea.core.types import ROW, EngineRequest, MediaItem, MediaReport, MediaSpan
 from fovea.families.base import Family
 from fovea.families.bridged import Bridged
 from fovea.media.digest import media_key
@@ -74,14 +74,18 @@ class BridgedPreparer(Preparer):
         self._check_length(len(inputs.token_ids))
         self._check_room(params, len(inputs.token_ids))
         key = media_key(b"", self.family.name, form.salt, *(item.key for item, _ in made))
-        bundle = MediaItem(key, 0, 0, (1, 1, 1), arrays=inputs.arrays)
+        span, ids = self._place(inputs) if made else (MediaSpan(0, 0), None)
+        bundle = MediaItem(key, span.length, 0, (1, 1, 1), arrays=inputs.arrays, ids=ids)
+        positions, delta = self.family.grid_positions(inputs.token_ids, inputs.arrays.get("image_grid_thw"))
         request = EngineRequest(
             request_id=request_id,
             token_ids=inputs.token_ids,
             params=params,
             stop_token_ids=self._stop_ids(params),
-            spans=(MediaSpan(0, 0),),
+            spans=(span,),
             media=(bundle,),
+            positions=positions,
+            position_delta=delta,
             bad_words=self._bad_words(params),
             salt=form.salt.encode(),
         )
@@ -124,7 +128,28 @@ class BridgedPreparer(Preparer):
             return Inputs(form.token_ids, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
         bos = self.tokenizer.bos_token
         brings_bos = bos is not None and (form.text or "").startswith(bos)
-        return self._processor(form.text or "", canvases, add_special_tokens=form.add_special_tokens and not brings_bos)
+        inputs = self._processor(
+            form.text or "", canvases, add_special_tokens=form.add_special_tokens and not brings_bos
+        )
+        if inputs.token_ids:
+            return inputs
+        if not form.media:
+            raise PromptError("The prompt is empty.", code="invalid_value")
+        return replace(inputs, token_ids=(self.family.start_token_id,))
+
+    def _place(self, inputs: Inputs) -> tuple[MediaSpan, tuple[int, ...] | None]:
+        """From the first row of the first picture to the last row of the last, and the tokens there.
+
+        Where transformers keeps keys and values itself, nothing has a place.
+        """
+        if self.family.path == "compatible":
+            return MediaSpan(0, 0), None
+        rows = [i for i, token in enumerate(inputs.token_ids) if token == self.family.image_token_id]
+        if not rows:
+            raise PlaceholderError(f"The processor of {self.family.name} made no place for a picture.")
+        span = MediaSpan(rows[0], rows[-1] + 1 - rows[0])
+        inside = inputs.token_ids[span.start : span.end]
+        return span, tuple(ROW if token == self.family.image_token_id else token for token in inside)
 
     def _counted(self, reports: list[MediaReport], inputs: Inputs) -> tuple[MediaReport, ...]:
         """With the tokens that each picture takes; their sum is exact, the shares of several are even ones."""
