@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
 # Those whose decoder runs over Fovea's pages of keys and values; each gives what transformers gives (docs/models.md).
 GENERIC: frozenset[str] = frozenset(
-    """
-    lighton_ocr llava llava_next llava_next_video llava_onevision mistral3 paddleocr_vl pp_chart2table qianfan_ocr
-    qwen2_5_omni_thinker qwen2_5_vl qwen2_vl video_llama_3 video_llava vipllava
-    """.split()
+    ["lighton_ocr", "llava", "llava_next", "llava_next_video", "llava_onevision", "mistral3", "paddleocr_vl", "pp_chart2table", "qianfan_ocr", "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl", "video_llama_3", "video_llava", "vipllava"]
 )
 
 # The model types of transformers' MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES (5.23).

@@ -9,6 +9,7 @@ from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
 from fovea.families.gemma import Gemma, Gemma2, Gemma3
+from fovea.families.gemma3 import Gemma3VL
 from fovea.families.glm4 import Glm, Glm4
 from fovea.families.glm4v import Glm4V, Glm4VMoe, GlmOcr
 from fovea.families.llama import Llama
@@ -17,6 +18,7 @@ from fovea.families.llava_next import LlavaNext
 from fovea.families.llava_next_video import LlavaNextVideo
 from fovea.families.llava_onevision import LlavaOnevision
 from fovea.families.mistral import Mistral
+from fovea.families.paligemma import PaliGemma
 from fovea.families.phi3 import Phi3
 from fovea.families.phi3_v import Phi3V
 from fovea.families.qwen2 import Qwen2
@@ -39,6 +41,8 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen2_5VL,
     Qwen3VL,
     Qwen3VLMoe,
+    Gemma3VL,
+    PaliGemma,
     Gemma,
     Gemma2,
     Gemma3,
