@@ -68,9 +68,9 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         **_COMMON,
         **_LATER,
         "architectures": ["Gemma2ForCausalLM"],
-        "attn_logit_softcapping": 2.0,
+        "attn_logit_softcapping": 5.0,
         "cache_implementation": "hybrid",
-        "final_logit_softcapping": 5.0,
+        "final_logit_softcapping": 8.0,
         "hidden_act": "gelu_pytorch_tanh",
         "max_position_embeddings": 8192,
         "model_type": "gemma2",
@@ -119,18 +119,20 @@ def text_weights(t: _Tensors, prefix: str, config: Mapping[str, Any], never: lis
     width, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     q_width, kv_width = head * config["num_attention_heads"], head * config["num_key_value_heads"]
     first = config["model_type"] == "gemma"
-    _mute(t.normal(f"{prefix}.embed_tokens.weight", config["vocab_size"], width, std=0.15), never, 0.1)
+    _mute(t.normal(f"{prefix}.embed_tokens.weight", config["vocab_size"], width, std=0.2), never, 0.1)
     for index in range(config["num_hidden_layers"]):
         layer = f"{prefix}.layers.{index}"
         norms = ["input_layernorm", "post_attention_layernorm"]
         norms += [] if first else ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
         for name in norms:
-            t.normal(f"{layer}.{name}.weight", width, std=0.2, mean=0.3)
+            # What attention adds is normed: much of it would make all places alike.
+            small = name == "post_attention_layernorm" and not first
+            t.normal(f"{layer}.{name}.weight", width, std=0.2, mean=-0.3 if small else 0.3)
         for name, rows, gain in (("q_proj", q_width, 1.5), ("k_proj", kv_width, 1.5), ("v_proj", kv_width, 1.0)):
             t.linear(f"{layer}.self_attn.{name}", rows, width, gain=gain)
         if config["model_type"] == "gemma3_text":
             for name in ("q_norm", "k_norm"):
-                t.normal(f"{layer}.self_attn.{name}.weight", head, std=0.2, mean=0.5)
+                t.normal(f"{layer}.self_attn.{name}.weight", head, std=0.2, mean=1.0)
         t.linear(f"{layer}.self_attn.o_proj", width, q_width, gain=2.0)
         t.linear(f"{layer}.mlp.gate_proj", inner, width, gain=1.5)
         t.linear(f"{layer}.mlp.up_proj", inner, width, gain=1.5)
