@@ -28,8 +28,8 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("text", "Tell me a story about the river and the sea."),
     ),
 }
-_FIRST_SEED = {"gemma3": 0, "paligemma": 0, "paligemma-2": 0}
-VISION = {**SIGLIP, "image_size": 56}
+_FIRST_SEED = {"gemma3": 3, "paligemma": 8, "paligemma-2": 4}
+VISION: dict[str, Any] = {**SIGLIP, "image_size": 56}
 TOKENS = {"boi_token": SEE, "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
 
 

@@ -10,7 +10,7 @@ merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,6 +75,23 @@ class GatedMerger(nn.Module):
         return rows
 
 
+class PooledProjector(nn.Module):
+    """One linear layer; with a norm, a Gemma norm before it and no bias, its matrix lying as Gemma 3 publishes it."""
+
+    def __init__(self, spec: ProjectorSpec, width: int) -> None:
+        super().__init__()
+        self.norm: OffsetRMSNorm | None = None
+        if spec.norm:
+            self.norm = OffsetRMSNorm(width, spec.norm_eps)
+            self.matrix = nn.Parameter(torch.empty(width, spec.out_width))
+        else:
+            self.first = nn.Linear(width, spec.out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Tensor = self.first(x) if self.norm is None else self.norm(x) @ self.matrix
+        return rows
+
+
 class ImageEncoder(nn.Module):
     """Tower, projector and the pixel arithmetic between uint8 and patches.
 
@@ -87,7 +104,8 @@ class ImageEncoder(nn.Module):
         self.spec = spec
         self.tower = VisionTower(spec.tower)
         levels = spec.projector.deepstack
-        made = GatedMerger if spec.projector.gated else Projector
+        made: Callable[[ProjectorSpec, int], GatedMerger | PooledProjector | Projector]
+        made = GatedMerger if spec.projector.gated else PooledProjector if spec.encoder == "pooled" else Projector
         self.projector = made(spec.projector, spec.tower.out_width // (1 + levels))
         if levels:
             own = replace(spec.projector, norm_joined=True)
@@ -136,29 +154,8 @@ class FixedEncoder(ImageEncoder):
         return list(self.tile_rows(canvases))
 
 
-class PooledProjector(nn.Module):
-    """One linear layer; with a norm, a Gemma norm before it and no bias, its matrix lying as Gemma 3 publishes it."""
-
-    def __init__(self, spec: ProjectorSpec, width: int) -> None:
-        super().__init__()
-        self.norm: OffsetRMSNorm | None = None
-        if spec.norm:
-            self.norm = OffsetRMSNorm(width, spec.norm_eps)
-            self.matrix = nn.Parameter(torch.empty(width, spec.out_width))
-        else:
-            self.first = nn.Linear(width, spec.out_width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows: Tensor = self.first(x) if self.norm is None else self.norm(x) @ self.matrix
-        return rows
-
-
 class PooledEncoder(ImageEncoder):
     """Every picture is one tile; the means of squares of `merge` by `merge` patches are projected."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(spec)
-        self.projector = PooledProjector(spec.projector, spec.tower.width)
 
     def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
         x, merge = self.tower.tiles(self.tile_patches(canvases)), self.spec.projector.merge
