@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of Gemma, Gemma 2 and Gemma 3, text alone, in the published layout.
+"""Tiny random checkpoints of Gemma, Gemma 2, Gemma 3 and Cohere 2, text alone, in the published layout.
 
 Norms are stored as what is added to 1. The windows are shorter than the prompts, so that they count.
 """
@@ -33,9 +33,9 @@ TEMPLATE = (
     "{{ '<start_of_image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %}"
     "{{ '<end_of_turn>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
-TEXT_MODELS = ("gemma", "gemma2", "gemma3_text")
+TEXT_MODELS = ("gemma", "gemma2", "gemma3_text", "cohere2")
 CASES: Mapping[str, tuple[Case, ...]] = {name: _text_cases(TURN) for name in TEXT_MODELS}
-_FIRST_SEED = {"gemma": 10, "gemma2": 24, "gemma3_text": 5}
+_FIRST_SEED = {"gemma": 10, "gemma2": 24, "gemma3_text": 5, "cohere2": 0}
 _COMMON: dict[str, Any] = {
     "attention_bias": False,
     "attention_dropout": 0.0,
@@ -92,6 +92,36 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "rope_theta": 1000000,
         "sliding_window_pattern": 2,
     },
+    "cohere2": {
+        "architectures": ["Cohere2ForCausalLM"],
+        "attention_bias": False,
+        "cache_implementation": "hybrid",
+        "head_dim": 16,
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "layer_norm_eps": 1e-05,
+        "layer_switch": 2,
+        "logit_scale": 0.25,
+        "max_position_embeddings": 8192,
+        "model_type": "cohere2",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "order_of_interleaved_layers": "local_attn_first",
+        "position_embedding_type": "rope_gptj",
+        "rope_scaling": None,
+        "rope_theta": 50000,
+        "rotary_pct": 1.0,
+        "sliding_window": 8,
+        "sliding_window_pattern": 2,
+        "torch_dtype": "bfloat16",
+        "use_embedding_sharing": True,
+        "use_gated_activation": True,
+        "use_parallel_block": True,
+        "use_parallel_embedding": False,
+        "use_qk_norm": False,
+    },
 }
 
 
@@ -115,7 +145,26 @@ def build_text(folder: str | Path, family: str, *, seed: int = 0, **changes: Any
     return folder
 
 
+def cohere_weights(t: _Tensors, prefix: str, config: Mapping[str, Any], never: list[int]) -> None:
+    width, inner, head = config["hidden_size"], config["intermediate_size"], 16
+    q_width, kv_width = head * config["num_attention_heads"], head * config["num_key_value_heads"]
+    _mute(t.normal(f"{prefix}.embed_tokens.weight", config["vocab_size"], width, std=1.0), never, 0.1)
+    for index in range(config["num_hidden_layers"]):
+        layer = f"{prefix}.layers.{index}"
+        t.norm(f"{layer}.input_layernorm", width)
+        for name, rows, gain in (("q_proj", q_width, 1.5), ("k_proj", kv_width, 1.5), ("v_proj", kv_width, 2.0)):
+            t.linear(f"{layer}.self_attn.{name}", rows, width, gain=gain)
+        t.linear(f"{layer}.self_attn.o_proj", width, q_width, gain=3.0)
+        t.linear(f"{layer}.mlp.gate_proj", inner, width, gain=2.0)
+        t.linear(f"{layer}.mlp.up_proj", inner, width, gain=2.0)
+        t.linear(f"{layer}.mlp.down_proj", width, inner, gain=2.0)
+    t.norm(f"{prefix}.norm", width)
+
+
 def text_weights(t: _Tensors, prefix: str, config: Mapping[str, Any], never: list[int]) -> None:
+    if config["model_type"] == "cohere2":
+        cohere_weights(t, prefix, config, never)
+        return
     width, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     q_width, kv_width = head * config["num_attention_heads"], head * config["num_key_value_heads"]
     first = config["model_type"] == "gemma"

@@ -98,6 +98,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "gemma3-scaled": ("gemma3", {"query_pre_attn_scalar": 40, "sliding_window": 3}),
     "paligemma": ("paligemma", {}),
     "paligemma-2": ("paligemma", {"text": "gemma2"}),
+    "cohere2": ("cohere2", {}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {}),
     "gemma2-wide": ("gemma2", {"sliding_window": 4096, "attn_logit_softcapping": None}),

@@ -8,6 +8,7 @@ from fovea.core.config import ModelImpl
 from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
+from fovea.families.cohere2 import Cohere2
 from fovea.families.gemma import Gemma, Gemma2, Gemma3
 from fovea.families.gemma3 import Gemma3VL
 from fovea.families.glm4 import Glm, Glm4
@@ -43,6 +44,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen3VLMoe,
     Gemma3VL,
     PaliGemma,
+    Cohere2,
     Gemma,
     Gemma2,
     Gemma3,
