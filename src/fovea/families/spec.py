@@ -80,6 +80,11 @@ class TowerSpec:
     that layers attend inside squares of so many merged patches a side, those of `full_layers` over the whole frame.
     `feature_layers`: what comes out of the first so many layers stands side by side, in this order (0: what goes into
     the first); without any, the last layer's output alone.
+
+    `bias` and `qkv_bias`: whether linear layers have one. `qk_norm`: an RMSNorm over queries and keys, all heads
+    together. `layer_scale`: a learned factor for each value of what a branch adds. `patch_norm`: a norm before
+    positions are added. `post_norm`: one behind the last layer. `rope_between`: columns turn by frequencies that lie
+    between the rows' (Pixtral), not by the same.
     """
 
     num_layers: int
@@ -93,6 +98,12 @@ class TowerSpec:
     class_token: bool = False
     pre_norm: bool = False
     patch_bias: bool = False
+    bias: bool = True
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    layer_scale: bool = False
+    patch_norm: bool = False
+    rope_between: bool = False
     num_positions: int = 0
     rope_theta: float | None = None
     norm: NormKind = "layer"
@@ -100,6 +111,7 @@ class TowerSpec:
     window: int = 0
     full_layers: tuple[int, ...] = ()
     feature_layers: tuple[int, ...] = ()
+    post_norm: bool = False
 
     @property
     def out_width(self) -> int:
@@ -117,6 +129,11 @@ class ProjectorSpec:
     `norm`: on each patch before joining (Qwen2-VL's merger; VipLLaVA's patches of several layers). `separators`:
     learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it that ends each
     line (LLaVA-NeXT).
+
+    `norm_joined`: the norm is over the joined patches. `merge_linear`: joined patches become as wide as one by a linear
+    layer of their own, whose columns stand value by value and not patch by patch (Mistral 3). `vocabulary`: a softmax
+    over so many visual tokens, by which rows of a table are mixed, and `marks` more rows of it that stand between tiles
+    (Ovis2).
     """
 
     merge: int
@@ -126,9 +143,14 @@ class ProjectorSpec:
     separators: bool = False
     norm_eps: float = 1e-6
     newline: bool = False
+    norm_joined: bool = False
+    merge_linear: bool = False
+    bias: bool = True
+    vocabulary: int = 0
+    marks: int = 0
 
 
-EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid"]
+EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "tiles", "marked_tiles"]
 
 # What stands in the place of a tower and a projector where there are none: every size is 0.
 NO_TOWER = TowerSpec(0, 0, 0, 0, activation="gelu", norm_eps=0.0, patch_px=0)

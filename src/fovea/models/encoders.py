@@ -1,9 +1,11 @@
-"""From pictures to rows for the decoder: canvas -> patches -> tower -> projector, four layouts.
+"""From pictures to rows for the decoder: canvas -> patches -> tower -> projector, six layouts.
 
 fixed        every picture is one tile of one size                        (LLaVA-1.5, VipLLaVA)
 anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT)
 hd_crops     a picture is a global view and a grid of tiles               (Phi-3-vision)
-merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, Qwen2.5-VL)
+merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, Qwen2.5-VL, Mistral 3)
+tiles        a picture is a field of merged tiles and, of several, an overview  (InternVL)
+marked_tiles the same, overview first, with rows between that mark the layout  (Ovis2)
 """
 
 from __future__ import annotations
@@ -29,17 +31,42 @@ class Projector(nn.Module):
         super().__init__()
         joined = width * spec.merge**2
         if spec.norm:
-            self.norm = make_norm(spec.norm, width, spec.norm_eps)
+            self.norm = make_norm(spec.norm, joined if spec.norm_joined else width, spec.norm_eps)
+        if spec.merge_linear:
+            self.merging = nn.Linear(joined, width, bias=False)
+            self.merge, joined = spec.merge**2, width
         if spec.separators:
             self.line_separator = nn.Parameter(torch.empty(joined))
             self.view_separator = nn.Parameter(torch.empty(joined))
         if spec.newline:
             self.newline = nn.Parameter(torch.empty(spec.out_width))
-        self.first = nn.Linear(joined, spec.mid_width)
-        self.second = nn.Linear(spec.mid_width, spec.out_width)
+        self.first = nn.Linear(joined, spec.mid_width, bias=spec.bias)
+        self.second = nn.Linear(spec.mid_width, spec.out_width, bias=spec.bias)
+        self.spec = spec
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.spec.merge_linear:
+            x = self.merging(x.unflatten(-1, (self.merge, -1)).transpose(-1, -2).flatten(-2))
         return self.second(F.gelu(self.first(x)))
+
+
+class VisualVocabulary(nn.Module):
+    """Each row is a mixture of a table's rows, weighted by a softmax over visual tokens (Ovis, arXiv:2405.20797)."""
+
+    def __init__(self, spec: ProjectorSpec, width: int) -> None:
+        super().__init__()
+        self.vocabulary = spec.vocabulary
+        self.head = nn.Linear(width * spec.merge**2, spec.vocabulary, bias=False)
+        self.norm = nn.LayerNorm(spec.vocabulary, spec.norm_eps)
+        self.table = nn.Parameter(torch.empty(spec.vocabulary + spec.marks, spec.out_width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Joined patches [..., merged width] to [..., hidden]."""
+        return self.norm(self.head(x)).softmax(-1) @ self.table[: self.vocabulary]
+
+    @property
+    def marks(self) -> Tensor:
+        return self.table[self.vocabulary :]
 
 
 class ImageEncoder(nn.Module):
@@ -53,7 +80,8 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.tower = VisionTower(spec.tower)
-        self.projector = Projector(spec.projector, spec.tower.out_width)
+        made = VisualVocabulary if spec.projector.vocabulary else Projector
+        self.projector = made(spec.projector, spec.tower.out_width)
         self._levels: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -156,6 +184,54 @@ class HDCropsEncoder(ImageEncoder):
         return torch.cat((lines, separator), dim=1).flatten(0, 1)
 
 
+class TilesEncoder(ImageEncoder):
+    """A canvas is a field of tiles and, if these are several, the overview below; a grid is (1, rows, columns)."""
+
+    def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        tile = self.spec.tile_px
+        parts: list[Tensor] = []
+        for canvas, (_, rows, columns) in zip(canvases, grids, strict=True):
+            parts.append(canvas[: rows * tile])
+            if rows * columns > 1:
+                parts.append(canvas[-tile:, :tile].contiguous())
+        merged = self._merge(self.tower.tiles(self.tile_patches(parts)))
+        norm = self.spec.projector.norm
+        views = self.projector(self.projector.norm(merged) if norm else merged)
+        counts = [rows * columns + (rows * columns > 1) for _, rows, columns in grids]
+        return [self._arrange(*one) for one in zip(views.split(counts), grids, strict=True)]
+
+    def _merge(self, views: Tensor) -> Tensor:
+        """Join blocks of patches, filled up with zeros at the edges: [views, patches, width] to [views, n, merged]."""
+        merge, side = self.spec.projector.merge, self.spec.tile_px // self.spec.tower.patch_px
+        grid, missing = views.unflatten(1, (side, side)), -side % merge
+        if missing:
+            grid = F.pad(grid, (0, 0, 0, missing, 0, missing))
+        blocks = grid.unflatten(2, (-1, merge)).unflatten(1, (-1, merge)).transpose(2, 3)
+        return blocks.flatten(3).flatten(1, 2)
+
+    def _arrange(self, views: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """The tiles in reading order, then the overview."""
+        return views.flatten(0, 1)
+
+
+class MarkedTilesEncoder(TilesEncoder):
+    """Marks, in their table's order: start; behind the overview; between tiles of a line; between lines; end."""
+
+    def _arrange(self, views: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        _, rows, columns = grid
+        begin, after_overview, column_end, line_end, end = self.projector.marks.unsqueeze(1).unbind()
+        if rows * columns == 1:
+            return torch.cat((begin, views[0], after_overview, end))
+        parts = [begin, views[-1], after_overview]
+        for number, tile in enumerate(views[:-1], 1):
+            parts.append(tile)
+            if number % columns:
+                parts.append(column_end)
+            elif number < rows * columns:
+                parts.append(line_end)
+        return torch.cat((*parts, end))
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """How the patches of one size lie in the tower. Without windows in merge-block order; else window by window."""
@@ -179,7 +255,9 @@ class MergedGridEncoder(ImageEncoder):
             patches = patches.unflatten(0, (-1, merge**2))[order].flatten(0, 1)
         places, lengths = torch.cat([frame.places for frame in frames]), [len(frame.places) for frame in frames]
         x = self.tower.packed(patches, lengths, places, [n for frame in frames for n in frame.windows])
-        merged = self.projector(self.projector.norm(x).unflatten(0, (-1, merge**2)).flatten(1))
+        if self.spec.projector.norm:
+            x = self.projector.norm(x)
+        merged = self.projector(x.unflatten(0, (-1, merge**2)).flatten(1))
         if order is not None:
             merged = torch.empty_like(merged).index_copy_(0, order, merged)
         return list(merged.split([t * h * w // merge**2 for t, h, w in grids]))
@@ -241,4 +319,6 @@ ENCODERS: dict[str, type[ImageEncoder]] = {
     "anyres": AnyResEncoder,
     "hd_crops": HDCropsEncoder,
     "merged_grid": MergedGridEncoder,
+    "tiles": TilesEncoder,
+    "marked_tiles": MarkedTilesEncoder,
 }

@@ -15,6 +15,8 @@ from fovea.families.spec import Activation, NormKind, TowerSpec
 from fovea.kernels.batch import Segments
 from fovea.models.decoder import RMSNorm
 
+QK_NORM_EPS = 1e-6
+
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
     if kind == "quick_gelu":
@@ -45,24 +47,39 @@ class VisionBlock(nn.Module):
         self.head_dim, self.activation = spec.width // spec.num_heads, spec.activation
         self.activate = activate_gated if spec.gated else activate
         self.norm1 = make_norm(spec.norm, spec.width, spec.norm_eps)
-        self.qkv = nn.Linear(spec.width, 3 * spec.width)
-        self.out = nn.Linear(spec.width, spec.width)
+        self.qkv = nn.Linear(spec.width, 3 * spec.width, bias=spec.qkv_bias)
+        self.qk_norms: tuple[RMSNorm, RMSNorm] | None = None
+        if spec.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(spec.width, QK_NORM_EPS) for _ in range(2))
+            self.qk_norms = self.q_norm, self.k_norm
+        self.out = nn.Linear(spec.width, spec.width, bias=spec.bias)
         self.norm2 = make_norm(spec.norm, spec.width, spec.norm_eps)
-        self.up = nn.Linear(spec.width, spec.mlp_width * (2 if spec.gated else 1))
-        self.down = nn.Linear(spec.mlp_width, spec.width)
+        self.up = nn.Linear(spec.width, spec.mlp_width * (2 if spec.gated else 1), bias=spec.bias)
+        self.down = nn.Linear(spec.mlp_width, spec.width, bias=spec.bias)
+        self.scales: tuple[nn.Parameter, nn.Parameter] | None = None
+        if spec.layer_scale:
+            self.scale1, self.scale2 = (nn.Parameter(torch.empty(spec.width)) for _ in range(2))
+            self.scales = self.scale1, self.scale2
 
     def forward(
         self, x: Tensor, branch: Tensor | None, segments: Segments, rope: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """The residual stream [P, width] and what is still to be added to it, before and after the block."""
         x, normed = add_norm(x, branch, self.norm1)
-        heads = self.qkv(normed).view(x.shape[0], -1, self.head_dim)
+        qkv = self.qkv(normed)
+        if self.qk_norms is not None:
+            q, k, v = qkv.chunk(3, dim=-1)
+            qkv = torch.cat((self.qk_norms[0](q), self.qk_norms[1](k), v), dim=-1)
+        heads = qkv.view(x.shape[0], -1, self.head_dim)
         if rope is not None:
             heads = ops.rotate_qk(heads, *rope)
         q, k, v = heads.chunk(3, dim=1)
         attended = self.out(ops.segment_attention(q, k, v, segments).flatten(1))
+        if self.scales is not None:
+            attended = attended * self.scales[0]
         x, normed = add_norm(x, attended, self.norm2)
-        return x, self.down(self.activate(self.up(normed), self.activation))
+        added = self.down(self.activate(self.up(normed), self.activation))
+        return x, added if self.scales is None else added * self.scales[1]
 
 
 class VisionTower(nn.Module):
@@ -77,6 +94,10 @@ class VisionTower(nn.Module):
         if spec.pre_norm:
             self.pre_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.blocks = nn.ModuleList(VisionBlock(spec) for _ in range(spec.num_layers))
+        if spec.patch_norm:
+            self.patch_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
+        if spec.post_norm:
+            self.post_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,6 +109,8 @@ class VisionTower(nn.Module):
         """Tiles of one size with learned positions: [tiles, n, values] to [tiles, n, out width], no class token."""
         num_tiles, num_patches, _ = patches.shape
         x = self.patch(patches)
+        if self.spec.patch_norm:
+            x = self.patch_norm(x)
         first = int(self.spec.class_token)
         if first:
             x = torch.cat((self.class_token.expand(num_tiles, 1, -1), x), dim=1)
@@ -114,6 +137,8 @@ class VisionTower(nn.Module):
             if number in self.spec.feature_layers:  # a copy: the block may write over x
                 kept[number] = x.clone() if branch is None else x + branch
             x, branch = block(x, branch, whole if number in self.spec.full_layers else near, rope)
+        if self.spec.post_norm:
+            return add_norm(x, branch, self.post_norm)[1]
         x = x if branch is None else x + branch
         if not self.spec.feature_layers:
             return x
@@ -125,6 +150,8 @@ class VisionTower(nn.Module):
         assert self.spec.rope_theta is not None
         quarter = self.spec.width // self.spec.num_heads // 4
         exponents = torch.arange(0, 2 * quarter, 2, dtype=torch.float32, device=places.device) / (2 * quarter)
+        if self.spec.rope_between:
+            exponents = torch.stack((exponents, exponents + 0.5 / quarter))
         angles = places.float()[:, :, None] * (1.0 / self.spec.rope_theta**exponents)  # [P, 2, D / 4]
         angles = angles.flatten(1)  # [P, D / 2]
         return angles.cos(), angles.sin()
