@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from fovea.core.errors import EmbeddingsError, ModelError, UnsupportedModelError
 from fovea.core.types import Box, ImagePlan, PixelBudget
-from fovea.families.backbones import text_decoder
+from fovea.families.backbones import text_backbone
 from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
 from fovea.families.config_reader import Section
-from fovea.families.parts import clip_tower, clip_unused, clip_weights, decoder_weights, same_names
+from fovea.families.parts import clip_tower, clip_unused, clip_weights, same_names
 from fovea.families.spec import EncoderKind, ModelSpec, ProjectorSpec, TowerSpec, WeightMap
 
 CROP_SHAPES = (("",), ("height", "width"))
@@ -23,13 +23,16 @@ class Llava(Family):
     encoder: ClassVar[EncoderKind] = "fixed"
     default_layers: ClassVar[int | tuple[int, ...]] = -2
     layer_keys: ClassVar[tuple[str, ...]] = ("vision_feature_layer",)
+    usual_text: ClassVar[str] = "llama"
+    text_ties: ClassVar[bool] = True
     size_shapes: ClassVar[tuple[tuple[str, ...], ...]] = (("",), ("shortest_edge",))
 
     def read_spec(self) -> ModelSpec:
         self.config.expect("projector_hidden_act", "gelu")
         self.config.expect("multimodal_projector_bias", True)
         self.config.expect("vision_feature_select_strategy", "default")
-        decoder = text_decoder(self.files.config, tied_head=self.config.get(bool, "tie_word_embeddings", False))
+        self.backbone, text = text_backbone(self.files.config, self.usual_text)
+        decoder = self.backbone.read_decoder(text, tied_head=self._tied(text))
         vision = self.config.section("vision_config")
         return ModelSpec(
             decoder=decoder,
@@ -41,6 +44,11 @@ class Llava(Family):
             dtype=self.dtype("float16"),
             tile_px=self._image_px(vision.count("image_size", 336)),
         )
+
+    def _tied(self, text: Section) -> bool:
+        """Said beside or inside the text config, as far as the class of transformers listens to either."""
+        tied = self.config.get(bool, "tie_word_embeddings", False)
+        return tied or (self.text_ties and text.get(bool, "tie_word_embeddings", False))
 
     def projector(self, width: int) -> ProjectorSpec:
         return ProjectorSpec(merge=1, mid_width=width, out_width=width)
@@ -138,13 +146,14 @@ class Llava(Family):
 
     def weight_map(self) -> WeightMap:
         clip = "vision_tower.vision_model."
-        slots = decoder_weights("language_model.model.", "language_model.lm_head", self.spec.decoder, fused=False)
+        decoder = self.spec.decoder
+        slots = self.backbone.decoder_slots("language_model.model.", "language_model.lm_head", decoder)
         slots |= clip_weights(clip, self.spec.tower)
         slots |= same_names("multi_modal_projector.linear_1", "encoder.projector.first")
         slots |= same_names("multi_modal_projector.linear_2", "encoder.projector.second")
         return WeightMap(
             slots,
-            ignored=clip_unused(clip, self.spec.tower.num_layers, self._total_layers),
+            ignored=(*self._unused_head(), *clip_unused(clip, self.spec.tower.num_layers, self._total_layers)),
             renames=(
                 ("model.language_model.", "language_model.model."),
                 ("lm_head.", "language_model.lm_head."),
@@ -152,3 +161,6 @@ class Llava(Family):
                 ("model.vision_tower.", "vision_tower."),
             ),
         )
+
+    def _unused_head(self) -> tuple[str, ...]:
+        return ("language_model.lm_head.",) if self.spec.decoder.tied_head else ()

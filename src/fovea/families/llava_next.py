@@ -23,6 +23,7 @@ MAX_TILES = 64  # of a picture
 
 class LlavaNext(Llava):
     architectures = ("LlavaNextForConditionalGeneration",)
+    text_ties = False
     encoder = "anyres"
     size_shapes = (("",), ("shortest_edge",), ("height", "width"))
 

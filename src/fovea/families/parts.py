@@ -71,6 +71,35 @@ def clip_tower(
     )
 
 
+def siglip_tower(
+    vision: Section, *, num_layers: int | None = None, feature_layers: tuple[int, ...] = (), post_norm: bool = False
+) -> TowerSpec:
+    """SigLIP's vision transformer (arXiv:2303.15343); defaults are those of transformers' SiglipVisionConfig.
+
+    num_layers: fewer than there are, where an earlier layer's output is used. post_norm: over the last one's; what
+    transformers calls `last_hidden_state` has it, `hidden_states` never.
+    """
+    vision.expect("num_channels", 3)
+    vision.expect("hidden_act", "gelu_pytorch_tanh")
+    width, num_heads = vision.count("hidden_size", 768), vision.count("num_attention_heads", 12)
+    if width % num_heads:
+        raise UnsupportedModelError(f"config.json: {num_heads} heads of the vision tower do not divide its {width}.")
+    patch_px = vision.count("patch_size", 16)
+    return TowerSpec(
+        num_layers=vision.count("num_hidden_layers", 12) if num_layers is None else num_layers,
+        width=width,
+        num_heads=num_heads,
+        mlp_width=vision.count("intermediate_size", 3072),
+        activation="gelu_tanh",
+        norm_eps=vision.positive("layer_norm_eps", 1e-6),
+        patch_px=patch_px,
+        patch_bias=True,
+        num_positions=(vision.count("image_size", 224) // patch_px) ** 2,
+        feature_layers=feature_layers,
+        post_norm=post_norm,
+    )
+
+
 def decoder_weights(prefix: str, head: str, spec: DecoderSpec, *, fused: bool) -> dict[str, WeightSlot]:
     """Names below `prefix` ("model."); `fused` when the checkpoint itself joins qkv and gate_up."""
     slots = {f"{prefix}embed_tokens.weight": WeightSlot("decoder.embed.weight")}
@@ -122,6 +151,27 @@ def clip_weights(prefix: str, spec: TowerSpec) -> dict[str, WeightSlot]:
         f"{prefix}embeddings.position_embedding.weight": WeightSlot("encoder.tower.positions"),
     }
     slots |= same_names(f"{prefix}pre_layrnorm", "encoder.tower.pre_norm")
+    return slots | _clip_layers(prefix, spec)
+
+
+def siglip_weights(prefix: str, spec: TowerSpec) -> dict[str, WeightSlot]:
+    """Published names of a SigLIP vision model below `prefix`."""
+    slots = same_names(f"{prefix}embeddings.patch_embedding", "encoder.tower.patch")
+    slots[f"{prefix}embeddings.position_embedding.weight"] = WeightSlot("encoder.tower.positions")
+    if spec.post_norm:
+        slots |= same_names(f"{prefix}post_layernorm", "encoder.tower.post_norm")
+    return slots | _clip_layers(prefix, spec)
+
+
+def siglip_unused(prefix: str, spec: TowerSpec, total_layers: int) -> tuple[str, ...]:
+    """SigLIP tensors that no row of ours sees: later layers, a norm behind them, the head that pools a picture."""
+    layers = tuple(f"{prefix}encoder.layers.{i}." for i in range(spec.num_layers, total_layers))
+    norm = () if spec.post_norm else (f"{prefix}post_layernorm.",)
+    return (*layers, *norm, f"{prefix}head.", f"{prefix}embeddings.position_ids")
+
+
+def _clip_layers(prefix: str, spec: TowerSpec) -> dict[str, WeightSlot]:
+    slots: dict[str, WeightSlot] = {}
     for i in range(spec.num_layers):
         theirs, ours = f"{prefix}encoder.layers.{i}.", f"encoder.tower.blocks.{i}."
         rows = {"q_proj": spec.width, "k_proj": spec.width, "v_proj": spec.width}

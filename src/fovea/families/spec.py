@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["gelu", "quick_gelu", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 NormKind = Literal["layer", "rms"]
 
 
@@ -72,7 +72,7 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True)
 class TowerSpec:
-    """A vision transformer over packed patches: CLIP-like or Qwen2-VL-like by its fields.
+    """A vision transformer over packed patches: CLIP-like, SigLIP-like or Qwen2-VL-like by its fields.
 
     `num_layers` counts the layers whose output is used: the feature layer -2 of CLIP's 24 means 23. `rope_theta` set
     means 2-D rotary positions and no table; else a table of `num_positions` learned positions. `temporal_patch` 2 means

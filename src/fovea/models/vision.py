@@ -1,4 +1,4 @@
-"""The one vision tower: CLIP-like and Qwen2-VL-like transformers by TowerSpec, over packed patches.
+"""The one vision tower: CLIP-like, SigLIP-like and Qwen2-VL-like transformers by TowerSpec, over packed patches.
 
 Pictures lie behind one another in one [P, ...] tensor; attention stays inside each segment, so any number of pictures
 of any sizes is one forward.
@@ -21,7 +21,7 @@ QK_NORM_EPS = 1e-6
 def activate(x: Tensor, kind: Activation) -> Tensor:
     if kind == "quick_gelu":
         return ops.quick_gelu(x)
-    return F.gelu(x) if kind == "gelu" else F.silu(x)
+    return F.silu(x) if kind == "silu" else F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
 def activate_gated(x: Tensor, kind: Activation) -> Tensor:
