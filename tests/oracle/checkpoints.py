@@ -1186,3 +1186,8 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     "phi3_v": build_phi3_v,
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
+
+from . import spans  # noqa: E402 - it builds on all of this
+
+CASES = {**CASES, **spans.CASES}
+BUILDERS = {**BUILDERS, **spans.BUILDERS}

@@ -5,19 +5,19 @@ mistral-community/pixtral-12b, OpenGVLab/InternVL3-1B-hf and thisisiron/Ovis2-1B
 Shapes come from transformers' own classes, names from what these publish.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, processors
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from . import checkpoints as base
 from .checkpoints import CLIP_MEAN, CLIP_STD, Case
 
 # What seed=0 stands for; see checkpoints.
-_FIRST_SEED = {"mistral3": 0, "pixtral": 0}
+_FIRST_SEED = {"mistral3": 1, "pixtral": 187, "internvl": 0, "internvl-large": 0, "ovis2": 0}
 
 # The pictures: free; larger than the longest edge, with a side that has to grow; small; a line of patches.
 _ROWS = ((100, 70, 1), ((30, 40, 2), (400, 131, 3), (9, 7, 4), (84, 84, 5)))
@@ -27,12 +27,30 @@ def _mistral_cases() -> tuple[Case, ...]:
     one, several = _ROWS
     return (
         Case("one", "[INST]What is shown in this picture?[IMG][/INST]", (one,)),
-        Case("several", "[INST]This is the first picture. [IMG]\n[IMG][IMG] and [IMG]How do they differ?[/INST]", several),
+        Case("several", "[INST]The first picture: [IMG]\n[IMG][IMG] and [IMG]How do they differ?[/INST]", several),
         Case("text", "[INST]Tell me a story about the river and the sea.[/INST]"),
     )
 
 
-CASES: Mapping[str, tuple[Case, ...]] = {"mistral3": _mistral_cases(), "pixtral": _mistral_cases()}
+def _tiled_cases(see: str) -> tuple[Case, ...]:
+    """A field of 3 x 2; of one tile, 1 x 6, 2 x 2 (square and large) and 2 x 1."""
+    return (
+        Case("one", base._chatml(f"{see}\nWhat is shown in this picture?"), ((150, 100, 1),)),
+        Case(
+            "several",
+            base._chatml(f"{see}\nThis is the first picture. {see}{see} and {see}\nHow do they differ?"),
+            ((30, 20, 2), (40, 300, 3), (200, 200, 4), (130, 60, 5)),
+        ),
+        Case("text", base._chatml("Tell me a story about the river and the sea.")),
+    )
+
+
+CASES: Mapping[str, tuple[Case, ...]] = {
+    "mistral3": _mistral_cases(),
+    "pixtral": _mistral_cases(),
+    "internvl": _tiled_cases("<IMG_CONTEXT>"),
+    "ovis2": _tiled_cases("<image>"),
+}
 
 _TEXT_SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -107,7 +125,7 @@ def _build_pixtral(folder: str | Path, kind: str, seed: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = base._qwen_tokenizer([base._special(t) for t in ("<unk>", "<s>", "</s>", *_PIXTRAL_TOKENS)])
     ids = {token: base._id(tokenizer, token) for token in ("<s>", "</s>", "[IMG]", "<pad>")}
-    tokenizer.post_processor = base.processors.TemplateProcessing(
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", ids["<s>"])]
     )
     first = ids["<s>"] - 1
@@ -176,7 +194,7 @@ def _pixtral_config(kind: str, first: int, image_id: int) -> dict[str, Any]:
     }
 
 
-def _pixtral_files(tokenizer: base.Tokenizer, config: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
+def _pixtral_files(tokenizer: Tokenizer, config: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
     patch, longest = config["vision_config"]["patch_size"], 168 if config["model_type"] == "mistral3" else 160
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return {
@@ -226,10 +244,189 @@ def _pixtral_files(tokenizer: base.Tokenizer, config: dict[str, Any], ids: dict[
     }
 
 
-BUILDERS: Mapping[str, Callable[..., Path]] = {"mistral3": build_mistral3, "pixtral": build_pixtral}
+# --------------------------------------------------------------------------------------------------- InternVL, Ovis2
+
+_INTERN_TOKENS = {
+    "context_image_token": "<IMG_CONTEXT>",
+    "end_image_token": "</img>",
+    "start_image_token": "<img>",
+    "video_token": "<video>",
+}
+_OVIS_TOKENS = ["<IMG_ATOM>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
+# What the larger ones' configs say: InternViT-6B and a Llama.
+_LARGE = {"attention_bias": False, "norm_type": "rms_norm", "use_qk_norm": True}
 
 
-def settings(folder: Path) -> dict[str, Any]:
-    """What processor_config.json says beside the class."""
-    found: dict[str, Any] = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-    return {key: value for key, value in found.items() if key != "processor_class"}
+def tiled_template(text: str) -> str:
+    return (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}"
+        "{% if content['type'] == 'image' %}{{ '" + text + "\n' }}{% elif content['type'] == 'text' %}"
+        "{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+
+
+def build_internvl(folder: str | Path, *, seed: int = 0, kind: str = "internvl") -> Path:
+    """InternVL3-1B: a ViT of 3 layers at 56 pixels, 4 tokens a tile, and a Qwen2 of 3 layers; or its larger kin."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = [*base.QWEN_TOKENS, *_INTERN_TOKENS.values()]
+    tokenizer = base._qwen_tokenizer([base._special(token) for token in tokens])
+    first = base._id(tokenizer, "<|endoftext|>")
+    vision = {
+        "architectures": ["InternVLVisionModel"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "hidden_size": 32,
+        "image_size": [56, 56],
+        "initializer_factor": 0.1,
+        "initializer_range": 1e-10,
+        "intermediate_size": 64,
+        "layer_norm_eps": 1e-06,
+        "layer_scale_init_value": 0.1,
+        "model_type": "internvl_vision",
+        "norm_type": "layer_norm",
+        "num_attention_heads": 2,
+        "num_channels": 3,
+        "num_hidden_layers": 3,
+        "patch_size": [14, 14],
+        "projection_dropout": 0.0,
+        "use_absolute_position_embeddings": True,
+        "use_mask_token": False,
+        "use_mean_pooling": True,
+        "use_qk_norm": False,
+    }
+    config = {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "downsample_ratio": 0.5,
+        "image_seq_length": 4,
+        "image_token_id": base._id(tokenizer, "<IMG_CONTEXT>"),
+        "model_type": "internvl",
+        "projector_hidden_act": "gelu",
+        "text_config": _tiled_text("llama" if kind == "internvl-large" else "qwen2", first, tied=False),
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "vision_config": vision | (_LARGE if kind == "internvl-large" else {}),
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+    }
+    files = _tiled_files(tokenizer, config, "InternVLProcessor", "<IMG_CONTEXT>")
+    files["preprocessor_config.json"] |= {"image_processor_type": "GotOcr2ImageProcessor", "crop_to_patches": False}
+    files["processor_config.json"]["image_seq_length"] = 4
+    files["tokenizer_config.json"]["extra_special_tokens"] = _INTERN_TOKENS
+    random_weights(config, _FIRST_SEED[kind] + seed, _llava_name, [*range(first, first + 64)]).save(folder)
+    base._write(folder, tokenizer, files)
+    return folder
+
+
+def build_ovis2(folder: str | Path, *, seed: int = 0) -> Path:
+    """Ovis2-1B: AIMv2 of 3 layers at 56 pixels, 4 tokens a tile from 35 visual words, and a tied Qwen2 of 3 layers."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = base._qwen_tokenizer([base._special(token) for token in [*base.QWEN_TOKENS, *_OVIS_TOKENS]])
+    first, atom = base._id(tokenizer, "<|endoftext|>"), base._id(tokenizer, "<IMG_ATOM>")
+    vision = {
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "hidden_size": 32,
+        "hidden_stride": 2,
+        "image_size": 56,
+        "intermediate_size": 64,
+        "mlp_bias": False,
+        "model_type": "ovis2_vision",
+        "num_attention_heads": 2,
+        "num_channels": 3,
+        "num_hidden_layers": 3,
+        "num_visual_indicator_tokens": 5,
+        "patch_size": 14,
+        "qkv_bias": False,
+        "rms_norm_eps": 1e-05,
+        "tokenize_function": "softmax",
+        "vocab_size": 40,
+    }
+    config = {
+        "architectures": ["Ovis2ForConditionalGeneration"],
+        "hidden_size": 64,
+        "image_token_id": atom,
+        "model_type": "ovis2",
+        "text_config": _tiled_text("qwen2", first, tied=True),
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "vision_config": vision,
+        "visual_indicator_token_ids": list(range(atom + 1, atom + 6)),
+        "vocab_size": first + 64,
+    }
+    files = _tiled_files(tokenizer, config, "Ovis2Processor", "<image>")
+    files["preprocessor_config.json"] |= {"image_processor_type": "Ovis2ImageProcessor", "crop_to_patches": True}
+    files["processor_config.json"] |= {"image_seq_length": 4, "image_token": "<image>"}
+    t = random_weights(config, _FIRST_SEED["ovis2"] + seed, str, [*range(first, first + 64)])
+    t.by_name.pop("lm_head.weight", None)
+    t.save(folder)
+    base._write(folder, tokenizer, files)
+    return folder
+
+
+def _tiled_text(kind: str, first: int, *, tied: bool) -> dict[str, Any]:
+    return {
+        **_TEXT_SIZES,
+        "architectures": ["Qwen2ForCausalLM" if kind == "qwen2" else "LlamaForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": first,
+        "eos_token_id": first + 2,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_position_embeddings": 32768,
+        "model_type": kind,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": tied,
+        "use_cache": True,
+        "vocab_size": first + 64,
+    }
+
+
+def _tiled_files(tokenizer: Tokenizer, config: dict[str, Any], kind: str, text: str) -> dict[str, Any]:
+    first = config["text_config"]["bos_token_id"]
+    template = tiled_template(text)
+    return {
+        "config.json": config,
+        "generation_config.json": {"eos_token_id": [first + 2, first], "pad_token_id": first},
+        "preprocessor_config.json": {
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": [0.485, 0.456, 0.406],
+            "image_std": [0.229, 0.224, 0.225],
+            "max_patches": 6,
+            "min_patches": 1,
+            "processor_class": kind,
+            "resample": 3,
+            "rescale_factor": 0.00392156862745098,
+            "size": {"height": 56, "width": 56},
+        },
+        "processor_config.json": {"processor_class": kind},
+        "chat_template.json": {"chat_template": template},
+        "tokenizer_config.json": {
+            "added_tokens_decoder": base._added_tokens_decoder(tokenizer),
+            "bos_token": None,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": "<|im_end|>",
+            "model_max_length": 32768,
+            "pad_token": "<|endoftext|>",
+            "processor_class": kind,
+            "tokenizer_class": "Qwen2Tokenizer",
+            "unk_token": None,
+        },
+    }
+
+
+BUILDERS: Mapping[str, Callable[..., Path]] = {
+    "mistral3": build_mistral3,
+    "pixtral": build_pixtral,
+    "internvl": build_internvl,
+    "ovis2": build_ovis2,
+}

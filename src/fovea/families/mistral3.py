@@ -12,10 +12,10 @@ from typing import Any
 
 from fovea.core.errors import InvalidOptionError, MediaLimitError
 from fovea.core.types import ImagePlan, PixelBudget
-from fovea.families.backbones import text_decoder
+from fovea.families.backbones import text_backbone
 from fovea.families.base import CLIP_MEAN, CLIP_STD
 from fovea.families.llava import Llava
-from fovea.families.parts import decoder_weights, given_grid, joined, largest_fitting, same_names
+from fovea.families.parts import given_grid, joined, largest_fitting, same_names
 from fovea.families.spec import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
 
 DEFAULT_LONGEST_EDGE = 1024  # of transformers' PixtralImageProcessor
@@ -28,11 +28,13 @@ class Mistral3(Llava):
     layout_tokens = (BREAK, END)
     encoder = "merged_grid"
     default_layers = -1
+    usual_text = "mistral"
     processor_options = frozenset({"longest_edge", "max_pixels"})
 
     def read_spec(self) -> ModelSpec:
         self.config.expect("projector_hidden_act", "gelu")
-        decoder = text_decoder(self.files.config, tied_head=self.config.get(bool, "tie_word_embeddings", False))
+        self.backbone, text = text_backbone(self.files.config, self.usual_text)
+        decoder = self.backbone.read_decoder(text, tied_head=self._tied(text))
         tower = self._pixtral()
         self._read_size()
         return ModelSpec(
@@ -102,6 +104,10 @@ class Mistral3(Llava):
         """The side of the square that becomes one row of embeddings."""
         return self.spec.tower.patch_px * self.spec.projector.merge
 
+    def _cells(self, options: Mapping[str, Any]) -> int:
+        """Rows of embeddings along the longest side that a picture may have."""
+        return -(-int(options.get("longest_edge", self.longest_edge)) // self._cell_px)
+
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         checked = super().check_options(options)
         least = self._cell_px**2
@@ -144,12 +150,12 @@ class Mistral3(Llava):
 
     def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> Sequence[int | str]:
         lines, columns = (side // self.spec.projector.merge for side in grid[1:])
-        return [*([columns, BREAK] * (lines - 1)), columns, END]
+        layout: list[int | str] = [columns, BREAK] * lines
+        return [*layout[:-1], END]
 
     def largest_picture(self, options: Mapping[str, Any]) -> int:
         """Ends of lines counted too: room for a picture's tokens is kept by this number."""
-        longest = options.get("longest_edge", self.longest_edge)
-        return self.most_pixels(options) // self.spec.tower.patch_px**2 + -(-longest // self._cell_px)
+        return self.most_pixels(options) // self.spec.tower.patch_px**2 + self._cells(options)
 
     def token_grid(self, plan: ImagePlan) -> tuple[int, int]:
         """The ends of the lines are beside them."""
@@ -157,7 +163,7 @@ class Mistral3(Llava):
         return (plan.grid[1] // merge, plan.grid[2] // merge)
 
     def most_pixels(self, options: Mapping[str, Any]) -> int:
-        side = -(-options.get("longest_edge", self.longest_edge) // self._cell_px) * self._cell_px
+        side = self._cells(options) * self._cell_px
         return min(side**2, int(options.get("max_pixels", side**2)))
 
     def budgeted(self, options: Mapping[str, Any], budget: PixelBudget | None) -> dict[str, Any]:
@@ -176,7 +182,8 @@ class Mistral3(Llava):
 
     def weight_map(self) -> WeightMap:
         tower, projector = self.spec.tower, "multi_modal_projector."
-        slots = decoder_weights("language_model.model.", "language_model.lm_head", self.spec.decoder, fused=False)
+        decoder = self.spec.decoder
+        slots = self.backbone.decoder_slots("language_model.model.", "language_model.lm_head", decoder)
         slots |= pixtral_weights("vision_tower.", tower)
         kinds = ("weight", "bias") if self.spec.projector.bias else ("weight",)
         slots |= same_names(f"{projector}linear_1", "encoder.projector.first", kinds)
@@ -185,7 +192,7 @@ class Mistral3(Llava):
             slots[f"{projector}norm.weight"] = WeightSlot("encoder.projector.norm.weight")
             slots[f"{projector}patch_merger.merging_layer.weight"] = WeightSlot("encoder.projector.merging.weight")
         unused = tuple(f"vision_tower.transformer.layers.{i}." for i in range(tower.num_layers, self._total_layers))
-        tied = ("language_model.lm_head.",) if self.spec.decoder.tied_head else ()
+        tied = ("language_model.lm_head.",) if decoder.tied_head else ()
         renames = (
             ("model.language_model.", "language_model.model."),
             ("lm_head.", "language_model.lm_head."),
@@ -200,6 +207,7 @@ class Pixtral(Mistral3):
 
     architectures = ("LlavaForConditionalGeneration",)
     default_layers = -2
+    usual_text = "llama"
 
     @classmethod
     def describes(cls, config: Mapping[str, Any]) -> bool:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.families.base import Family, ModelFiles
+from fovea.families.internvl import InternVL
 from fovea.families.llama import Llama
 from fovea.families.llava import Llava
 from fovea.families.llava_next import LlavaNext
 from fovea.families.mistral import Mistral
 from fovea.families.mistral3 import Mistral3, Pixtral
+from fovea.families.ovis2 import Ovis2
 from fovea.families.phi3 import Phi3
 from fovea.families.phi3_v import Phi3V
 from fovea.families.qwen2 import Qwen2
@@ -28,6 +30,8 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen2VL,
     Qwen2_5VL,
     Mistral3,
+    InternVL,
+    Ovis2,
     Llama,
     Mistral,
     Phi3,

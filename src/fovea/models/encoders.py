@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +81,8 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.tower = VisionTower(spec.tower)
-        made = VisualVocabulary if spec.projector.vocabulary else Projector
-        self.projector = made(spec.projector, spec.tower.out_width)
+        made: type[nn.Module] = VisualVocabulary if spec.projector.vocabulary else Projector
+        self.projector: Any = made(spec.projector, spec.tower.out_width)
         self._levels: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -201,12 +202,10 @@ class TilesEncoder(ImageEncoder):
         return [self._arrange(*one) for one in zip(views.split(counts), grids, strict=True)]
 
     def _merge(self, views: Tensor) -> Tensor:
-        """Join blocks of patches, filled up with zeros at the edges: [views, patches, width] to [views, n, merged]."""
-        merge, side = self.spec.projector.merge, self.spec.tile_px // self.spec.tower.patch_px
-        grid, missing = views.unflatten(1, (side, side)), -side % merge
-        if missing:
-            grid = F.pad(grid, (0, 0, 0, missing, 0, missing))
-        blocks = grid.unflatten(2, (-1, merge)).unflatten(1, (-1, merge)).transpose(2, 3)
+        """Join blocks of patches: [views, patches, width] to [views, rows, merged width]."""
+        merge = self.spec.projector.merge
+        side = self.spec.tile_px // self.spec.tower.patch_px // merge
+        blocks = views.unflatten(1, (side, merge, side, merge)).transpose(2, 3)
         return blocks.flatten(3).flatten(1, 2)
 
     def _arrange(self, views: Tensor, grid: tuple[int, int, int]) -> Tensor:

@@ -56,10 +56,9 @@ class VisionBlock(nn.Module):
         self.norm2 = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.up = nn.Linear(spec.width, spec.mlp_width * (2 if spec.gated else 1), bias=spec.bias)
         self.down = nn.Linear(spec.mlp_width, spec.width, bias=spec.bias)
-        self.scales: tuple[nn.Parameter, nn.Parameter] | None = None
+        self.scaled = spec.layer_scale
         if spec.layer_scale:
             self.scale1, self.scale2 = (nn.Parameter(torch.empty(spec.width)) for _ in range(2))
-            self.scales = self.scale1, self.scale2
 
     def forward(
         self, x: Tensor, branch: Tensor | None, segments: Segments, rope: tuple[Tensor, Tensor] | None
@@ -75,11 +74,11 @@ class VisionBlock(nn.Module):
             heads = ops.rotate_qk(heads, *rope)
         q, k, v = heads.chunk(3, dim=1)
         attended = self.out(ops.segment_attention(q, k, v, segments).flatten(1))
-        if self.scales is not None:
-            attended = attended * self.scales[0]
+        if self.scaled:
+            attended = attended * self.scale1
         x, normed = add_norm(x, attended, self.norm2)
         added = self.down(self.activate(self.up(normed), self.activation))
-        return x, added if self.scales is None else added * self.scales[1]
+        return x, added * self.scale2 if self.scaled else added
 
 
 class VisionTower(nn.Module):

@@ -64,7 +64,7 @@ def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedP
         ids = _checked(form.token_ids, family)
         prompt = SlottedPrompt(ids, tuple(i for i, t in enumerate(ids) if t == placeholder_id))
     elif family.image_tag is None:
-        prompt = _tokenize_whole(form, tokenizer, placeholder_id)
+        prompt = _tokenize_whole(form, family, tokenizer, placeholder_id)
     else:
         prompt = _tokenize_numbered(form, family.image_tag, tokenizer, placeholder_id)
     if not prompt.token_ids:
@@ -187,8 +187,12 @@ def _checked(ids: tuple[int, ...], family: Family) -> tuple[int, ...]:
     return ids
 
 
-def _tokenize_whole(form: PromptForm, tokenizer: Tokenizer, placeholder_id: int) -> SlottedPrompt:
-    ids = _encode(form, form.pieces or (), tokenizer)
+def _tokenize_whole(form: PromptForm, family: Family, tokenizer: Tokenizer, placeholder_id: int) -> SlottedPrompt:
+    pieces: Sequence[Piece] = form.pieces or ()
+    if family.text_placeholder is not None:
+        spelled, token = family.text_placeholder, family.placeholder
+        pieces = [Piece(p.text.replace(spelled, token), True) if p.trusted else p for p in pieces]
+    ids = _encode(form, pieces, tokenizer)
     return SlottedPrompt(tuple(ids), tuple(i for i, t in enumerate(ids) if t == placeholder_id))
 
 
