@@ -1187,7 +1187,7 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import spans  # noqa: E402 - it builds on all of this
+from . import qwen3vl, spans  # noqa: E402 - they build on all of this
 
-CASES = {**CASES, **spans.CASES}
-BUILDERS = {**BUILDERS, **spans.BUILDERS}
+CASES = {**CASES, **qwen3vl.CASES, **spans.CASES}
+BUILDERS = {**BUILDERS, **qwen3vl.BUILDERS, **spans.BUILDERS}

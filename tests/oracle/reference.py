@@ -29,6 +29,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
 )
 
 from .checkpoints import TEXT_FAMILIES
@@ -42,6 +43,11 @@ LLAVA_PROCESSORS: dict[str, Any] = {
     "pixtral": PixtralProcessor,
     "internvl": partial(InternVLProcessor, video_processor=InternVLVideoProcessor()),
     "ovis2": Ovis2Processor,
+}
+QWEN_PROCESSORS: dict[str, Any] = {
+    "qwen2_vl": Qwen2VLProcessor,
+    "qwen2_5_vl": Qwen2_5_VLProcessor,
+    "qwen3_vl": Qwen3VLProcessor,
 }
 
 
@@ -86,7 +92,8 @@ def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Fl
         return [tiles.flatten(0, 1).numpy() for tiles in output.pooler_output.split(list(map(int, counts)))]
     if grids is not None:
         return _marked(output.pooler_output, output.visual_indicator_features, grids.tolist())
-    return [features.numpy() for features in output.pooler_output]
+    levels: list[Any] = getattr(output, "deepstack_features", None) or []
+    return [np.concatenate([part.numpy() for part in parts], axis=1) for parts in zip(output.pooler_output, *levels)]
 
 
 def _image_options(folder: str | Path) -> dict[str, Any]:
@@ -160,8 +167,7 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
         processor = made(image_processor=image_processor, tokenizer=tokenizer, **settings)
     else:
         video_processor = Qwen2VLVideoProcessor()  # unused, but the processor insists on one (it needs torchvision)
-        kind = Qwen2_5_VLProcessor if model_type(folder) == "qwen2_5_vl" else Qwen2VLProcessor
-        processor = kind(image_processor, tokenizer, video_processor)
+        processor = QWEN_PROCESSORS[model_type(folder)](image_processor, tokenizer, video_processor)
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval(), processor
 

@@ -71,6 +71,8 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "internvl": ("internvl", {}),
     "internvl-large": ("internvl", {"kind": "internvl-large"}),
     "ovis2": ("ovis2", {}),
+    "qwen3_vl": ("qwen3_vl", {}),
+    "qwen3_vl-untied": ("qwen3_vl", {"tied": False, "deepstack": (1,)}),
     "phi3_v": ("phi3_v", {}),
     "phi3_v-switch-32": ("phi3_v", {"original_max_position": 32}),
     "llama": ("llama", {}),
@@ -89,9 +91,9 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen3-biased": ("qwen3", {"attention_bias": True, "head_dim": 16, "tie_word_embeddings": False}),
 }
 # The first of each shape runs in every test of the engine, all of them where families differ.
-FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "phi3_v")
+FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
 EVERY_FAMILY = (*FAMILIES, "llava_next", "vipllava")
-QWEN = ("qwen2_vl", "qwen2_5_vl")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
 _KV_BYTES = {"phi3_v": 48 * MIB, "phi3": 48 * MIB}
 

@@ -14,9 +14,11 @@ RequestOutput   pipeline                the user
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -100,7 +102,8 @@ class MediaItem:
     """One picture as the engine takes it: pixels for the tower, or embeddings that skip it.
 
     Pixels are a finished `canvas`, or the upright picture (`pixels`) with the `plan` that the device carries out; the
-    canvas is the same to the bit.
+    canvas is the same to the bit. Where transformers runs the model, one item stands for all pictures of a request, and
+    `arrays` are what the model's own processor made of the whole prompt.
 
     `key` is the identity used by every cache: it covers the pixels and everything that changes what the tower makes of
     them, and the tenant's salt.
@@ -117,6 +120,7 @@ class MediaItem:
     embeds: NDArray[np.float32] | None = None  # [rows, hidden]: of the span's tokens that are not text
     pixels: NDArray[np.uint8] | None = None  # [height, width, 3]
     plan: ImagePlan | None = None
+    arrays: Mapping[str, NDArray[Any]] | None = None
     ids: tuple[int, ...] | None = None  # [num_tokens]
 
 

@@ -103,7 +103,7 @@ def workspace_bytes(spec: ModelSpec, config: EngineConfig, element_bytes: int, m
     """An upper bound of what a step holds beside weights and caches: decoder, logits and tower at their widest."""
     decoder, tower = spec.decoder, spec.tower
     heads = decoder.num_heads + 2 * decoder.num_kv_heads
-    row = 4 * decoder.hidden_size + 3 * heads * decoder.head_dim + 3 * decoder.intermediate_size
+    row = 3 * decoder.hidden_size + spec.row_width + 3 * heads * decoder.head_dim + 3 * decoder.intermediate_size
     step = config.max_num_batched_tokens * row * element_bytes
     values = max(config.max_num_seqs, LOGIT_ROWS_AT_ONCE) * decoder.vocab_size
     logits = values * 4 * 3 + min(values, DRAW_CHUNK_ELEMENTS) * DRAW_ELEMENT_BYTES
@@ -134,7 +134,7 @@ def _encoder_bytes(spec: ModelSpec, config: EngineConfig, machine: Machine, most
     """Room for the embeddings of at least the largest picture."""
     if not spec.takes_pictures:
         return 0
-    least = most_rows * spec.decoder.hidden_size * element_bytes
+    least = most_rows * spec.row_width * element_bytes
     if config.encoder_cache_bytes is not None:
         return max(config.encoder_cache_bytes, least)
     usual = CPU_ENCODER_BYTES if machine.device == "cpu" else int(machine.total_bytes * GPU_ENCODER_SHARE)

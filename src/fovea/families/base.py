@@ -23,7 +23,7 @@ from fovea.core.errors import (
 )
 from fovea.core.types import ImagePlan, MediaSpan, PixelBudget
 from fovea.families.config_reader import Section, read_json
-from fovea.families.spec import ModelSpec, WeightMap
+from fovea.families.spec import ModelPath, ModelSpec, WeightMap
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,13 +71,14 @@ class Family(ABC):
 
     architectures: ClassVar[tuple[str, ...]]
     version: ClassVar[int] = 1  # raise when pixels or layout change: it is part of every cache key
-    placeholder: ClassVar[str]  # the token that stands for a picture in token ids
+    placeholder: str  # the token that stands for a picture in token ids
     text_placeholder: ClassVar[str | None] = None  # what stands for one in text, where that is no token
     layout_tokens: ClassVar[tuple[str, ...]] = ()  # special tokens in `image_layout`, which a tokenizer must have
     image_tag: ClassVar[re.Pattern[str] | None] = None  # numbered tags in the text, where these are no tokens
     processor_options: ClassVar[frozenset[str]] = frozenset()
 
     spec: ModelSpec
+    path: ModelPath = "fused"
 
     def __init__(self, files: ModelFiles) -> None:
         self.files = files

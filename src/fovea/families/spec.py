@@ -10,6 +10,7 @@ from typing import Literal
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 NormKind = Literal["layer", "rms"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,14 @@ class RopeSpec:
     """Rotary positions.
 
     `sections` splits the frequencies between the rows of 3-row positions (M-RoPE: time, height, width); None means
-    1-row positions. `switch_tokens`: a sequence with more tokens than this uses `regimes[1]` for all its positions.
+    1-row positions. `interleaved`: the rows take turns along the frequencies instead of one stretch each (Qwen3-VL): height
+    has those at 1, 4, 7, ..., width those at 2, 5, 8, ..., as many as its section says, and time the rest. `switch_tokens`: a sequence with more tokens than this uses `regimes[1]` for all its positions.
     """
 
     regimes: tuple[RopeRegime, ...]
     sections: tuple[int, ...] | None = None
     switch_tokens: int | None = None
+    interleaved: bool = False
 
     def regime(self, num_tokens: int) -> int:
         return int(self.switch_tokens is not None and num_tokens > self.switch_tokens)
@@ -75,7 +78,8 @@ class TowerSpec:
     """A vision transformer over packed patches: CLIP-like, SigLIP-like or Qwen2-VL-like by its fields.
 
     `num_layers` counts the layers whose output is used: the feature layer -2 of CLIP's 24 means 23. `rope_theta` set
-    means 2-D rotary positions and no table; else a table of `num_positions` learned positions. `temporal_patch` 2 means
+    means 2-D rotary positions; `num_positions` a table of learned ones, which `interpolation` stretches from a square over
+    the picture's own grid. `temporal_patch` 2 means
     that a still picture is repeated for both time slots. `gated`: the MLP is activation(gate) * up. `window` set means
     that layers attend inside squares of so many merged patches a side, those of `full_layers` over the whole frame.
     `feature_layers`: what comes out of the first so many layers stands side by side, in this order (0: what goes into
@@ -112,6 +116,7 @@ class TowerSpec:
     full_layers: tuple[int, ...] = ()
     feature_layers: tuple[int, ...] = ()
     post_norm: bool = False
+    interpolation: Interpolation | None = None
 
     @property
     def out_width(self) -> int:
@@ -126,7 +131,9 @@ class TowerSpec:
 class ProjectorSpec:
     """From tower width to decoder width: linear, GELU (erf), linear, over `merge` x `merge` patches joined.
 
-    `norm`: on each patch before joining (Qwen2-VL's merger; VipLLaVA's patches of several layers). `separators`:
+    `norm`: on each patch before joining (Qwen2-VL's merger; VipLLaVA's patches of several layers). `deepstack`: so many
+    layers of the tower beside the last have a merger of their own, whose norm is on the joined patches, and what they make
+    is added to the hidden states behind the decoder's first layers (arXiv:2406.04334). `separators`:
     learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it that ends each
     line (LLaVA-NeXT).
 
@@ -143,6 +150,7 @@ class ProjectorSpec:
     separators: bool = False
     norm_eps: float = 1e-6
     newline: bool = False
+    deepstack: int = 0
     norm_joined: bool = False
     merge_linear: bool = False
     bias: bool = True
@@ -150,7 +158,10 @@ class ProjectorSpec:
     marks: int = 0
 
 
-EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "tiles", "marked_tiles"]
+EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "tiles", "marked_tiles", "bridged"]
+
+# Who runs a model: Fovea's own modules; transformers' decoder over Fovea's pages; transformers with its own caches.
+ModelPath = Literal["fused", "generic", "compatible"]
 
 # What stands in the place of a tower and a projector where there are none: every size is 0.
 NO_TOWER = TowerSpec(0, 0, 0, 0, activation="gelu", norm_eps=0.0, patch_px=0)
@@ -177,6 +188,11 @@ class ModelSpec:
     @property
     def takes_pictures(self) -> bool:
         return self.encoder != "none"
+
+    @property
+    def row_width(self) -> int:
+        """Of a picture's rows: an embedding, and beside it what deepstack adds, level by level."""
+        return self.decoder.hidden_size * (1 + self.projector.deepstack)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ class AttentionBatch:
     sin: Tensor  # [T, D / 2] float32
     query_starts: Tensor | None = None  # [S + 1] int64 or int32
     arrivals: Tensor | None = None  # [at least num_decode * G] int32
+    positions: Tensor | None = None  # [rows, T] int64, for decoders that rotate by themselves
 
 
 @dataclass(frozen=True, slots=True)

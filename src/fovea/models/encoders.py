@@ -3,13 +3,14 @@
 fixed        every picture is one tile of one size                        (LLaVA-1.5, VipLLaVA)
 anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT)
 hd_crops     a picture is a global view and a grid of tiles               (Phi-3-vision)
-merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, Qwen2.5-VL, Mistral 3)
+merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, -2.5-VL, -3-VL, Mistral 3)
 tiles        a picture is a field of merged tiles and, of several, an overview  (InternVL)
 marked_tiles the same, overview first, with rows between that mark the layout  (Ovis2)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from fovea import kernels as ops
 from fovea.families.spec import ModelSpec, ProjectorSpec
-from fovea.models.vision import VisionTower, make_norm
+from fovea.models.vision import VisionTower, axis_weights, make_norm
 
 KNOWN_GRIDS = 32  # sizes whose patches' places are kept: less than a megabyte each at the very most
 
@@ -28,14 +29,16 @@ KNOWN_GRIDS = 32  # sizes whose patches' places are kept: less than a megabyte e
 class Projector(nn.Module):
     """See ProjectorSpec."""
 
-    def __init__(self, spec: ProjectorSpec, width: int) -> None:
+    def __init__(self, spec: ProjectorSpec, width: int, *, joined_norm: bool = False) -> None:
+        """joined_norm: the norm is on what is joined, not on each patch."""
         super().__init__()
         joined = width * spec.merge**2
+        self.joined_norm = joined_norm or spec.norm_joined
         if spec.norm:
-            self.norm = make_norm(spec.norm, joined if spec.norm_joined else width, spec.norm_eps)
+            self.norm = make_norm(spec.norm, joined if self.joined_norm else width, spec.norm_eps)
         if spec.merge_linear:
             self.merging = nn.Linear(joined, width, bias=False)
-            self.merge, joined = spec.merge**2, width
+            joined = width
         if spec.separators:
             self.line_separator = nn.Parameter(torch.empty(joined))
             self.view_separator = nn.Parameter(torch.empty(joined))
@@ -47,8 +50,16 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.spec.merge_linear:
-            x = self.merging(x.unflatten(-1, (self.merge, -1)).transpose(-1, -2).flatten(-2))
+            x = self.merging(x.unflatten(-1, (self.spec.merge**2, -1)).transpose(-1, -2).flatten(-2))
         return self.second(F.gelu(self.first(x)))
+
+    def merge(self, x: Tensor, patches: int) -> Tensor:
+        """Patches [P, width], so many behind one another joined, to rows [P / patches, hidden]."""
+        joined = x.unflatten(0, (-1, patches))
+        if not self.spec.norm:
+            return self(joined.flatten(1))
+        rows: Tensor = self(self.norm(joined.flatten(1)) if self.joined_norm else self.norm(joined).flatten(1))
+        return rows
 
 
 class VisualVocabulary(nn.Module):
@@ -74,15 +85,19 @@ class ImageEncoder(nn.Module):
     """Tower, projector and the pixel arithmetic between uint8 and patches.
 
     The forward of each layout takes uint8 canvases [height, width, 3] on the model's device and their grids, and gives
-    rows [num_tokens, hidden] for each picture.
+    rows [num_tokens, row_width] for each picture.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
         self.tower = VisionTower(spec.tower)
+        levels, width = spec.projector.deepstack, spec.tower.out_width
         made: type[nn.Module] = VisualVocabulary if spec.projector.vocabulary else Projector
-        self.projector: Any = made(spec.projector, spec.tower.out_width)
+        self.projector: Any = made(spec.projector, width // (1 + levels))
+        if levels:
+            width = spec.tower.width
+            self.deepstack = nn.ModuleList(Projector(spec.projector, width, joined_norm=True) for _ in range(levels))
         self._levels: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -238,6 +253,7 @@ class Frame:
     places: Tensor  # (row, column) of each patch in the tower's order [patches, 2]
     order: Tensor | None  # the merge blocks in the tower's order [blocks]; None: as they are cut
     windows: list[int]  # patches of each window
+    axes: tuple[Tensor, Tensor] | None  # see VisionTower.stretched; None: no learned positions
 
 
 class MergedGridEncoder(ImageEncoder):
@@ -253,13 +269,31 @@ class MergedGridEncoder(ImageEncoder):
         if order is not None:
             patches = patches.unflatten(0, (-1, merge**2))[order].flatten(0, 1)
         places, lengths = torch.cat([frame.places for frame in frames]), [len(frame.places) for frame in frames]
-        x = self.tower.packed(patches, lengths, places, [n for frame in frames for n in frame.windows])
-        if self.spec.projector.norm:
-            x = self.projector.norm(x)
-        merged = self.projector(x.unflatten(0, (-1, merge**2)).flatten(1))
+        windows, learned = [n for frame in frames for n in frame.windows], self._learned(frames)
+        merged = self._merged(self.tower.packed(patches, lengths, places, windows, learned))
         if order is not None:
             merged = torch.empty_like(merged).index_copy_(0, order, merged)
         return list(merged.split([t * h * w // merge**2 for t, h, w in grids]))
+
+    def _merged(self, x: Tensor) -> Tensor:
+        """[P, width] to rows [P / merge**2, row width]; with deepstack the last layer's patches are the first part."""
+        patches = self.spec.projector.merge**2
+        if not self.spec.projector.deepstack:
+            return self.projector.merge(x, patches)
+        main, *levels = x.chunk(1 + self.spec.projector.deepstack, dim=1)
+        parts = [self.projector.merge(main, patches)]
+        parts += [merger.merge(level, patches) for merger, level in zip(self.deepstack, levels, strict=True)]  # type: ignore[operator]
+        return torch.cat(parts, dim=1)
+
+    def _learned(self, frames: Sequence[Frame]) -> Tensor | None:
+        """Learned positions of all patches [P, width] in the model's type, where the tower has any."""
+        merge, parts = self.spec.projector.merge, []
+        for frame in frames:
+            if frame.axes is None:
+                return None
+            blocks = _in_blocks(self.tower.stretched(*frame.axes).to(self.dtype), merge)
+            parts.append((blocks if frame.order is None else blocks[frame.order]).flatten(0, 1))
+        return torch.cat(parts)
 
     def _frame(self, rows: int, columns: int, device: torch.device) -> Frame:
         """Kept for the latest sizes."""
@@ -272,14 +306,21 @@ class MergedGridEncoder(ImageEncoder):
         return frame
 
     def _make_frame(self, rows: int, columns: int, device: torch.device) -> Frame:
-        merge, window = self.spec.projector.merge, self.spec.tower.window
-        blocks = _places(rows, columns, device).unflatten(1, (-1, merge)).unflatten(0, (-1, merge)).transpose(1, 2)
-        blocks = blocks.flatten(2, 3).flatten(0, 1).int()  # [blocks, merge * merge, 2]
+        merge, window, kind = self.spec.projector.merge, self.spec.tower.window, self.spec.tower.interpolation
+        blocks = _in_blocks(_places(rows, columns, device), merge).int()
+        side = math.isqrt(self.spec.tower.num_positions)
+        axes = (axis_weights(rows, side, kind, device), axis_weights(columns, side, kind, device)) if kind else None
         if not window:
-            return Frame(blocks.flatten(0, 1), None, [])
+            return Frame(blocks.flatten(0, 1), None, [], axes)
         order = window_order(rows // merge, columns // merge, window, device)
         windows = [n * merge**2 for n in window_sizes(rows // merge, columns // merge, window)]
-        return Frame(blocks[order].flatten(0, 1), order, windows)
+        return Frame(blocks[order].flatten(0, 1), order, windows, axes)
+
+
+def _in_blocks(cells: Tensor, merge: int) -> Tensor:
+    """A grid [rows, columns, n] in blocks of merge x merge cells: [blocks, merge * merge, n]."""
+    blocks = cells.unflatten(1, (-1, merge)).unflatten(0, (-1, merge)).transpose(1, 2)
+    return blocks.flatten(2, 3).flatten(0, 1)
 
 
 def window_order(rows: int, columns: int, window: int, device: torch.device) -> Tensor:

@@ -209,11 +209,15 @@ class Pictures:
         return opened, fetch_s
 
     def _open_embeds(self, media: MediaInput) -> Opened:
-        rows, hidden = media.value.shape
-        if hidden != self._family.spec.decoder.hidden_size:
+        rows, width = media.value.shape
+        spec = self._family.spec
+        if width != spec.row_width:
+            hidden, levels = spec.decoder.hidden_size, spec.projector.deepstack
+            wanted = (
+                f"; with its {levels} deepstack levels beside each row that makes {spec.row_width}" if levels else ""
+            )
             raise EmbeddingsError(
-                f"The image embeddings are {hidden} wide; the model's hidden size is "
-                f"{self._family.spec.decoder.hidden_size}."
+                f"The image embeddings are {width} wide; the model's hidden size is {hidden}{wanted}."
             )
         grid = self._family.embeds_grid(rows, media.grid)
         if not np.isfinite(media.value).all():

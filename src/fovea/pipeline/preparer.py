@@ -132,8 +132,7 @@ class Preparer:
             request_id=request_id,
             token_ids=token_ids,
             params=params,
-            stop_token_ids=frozenset(params.stop_token_ids or ())
-            | (frozenset() if params.ignore_eos else self._end_ids),
+            stop_token_ids=self._stop_ids(params),
             spans=spans,
             media=items,
             positions=positions,
@@ -169,6 +168,9 @@ class Preparer:
             )
         self._check_text(form.text or "", most_tokens)
         return tokenize(form, self.family, self.tokenizer)
+
+    def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
+        return frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else self._end_ids)
 
     def _end_ids_by_text(self) -> frozenset[int]:
         ids = (self.tokenizer.token_id(text) for text in self.family.stop_strings())
