@@ -92,7 +92,9 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 # The first of each shape runs in every test of the engine, all of them where families differ.
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
-EVERY_FAMILY = (*FAMILIES, "llava_next", "vipllava")
+# Text stands around a picture's rows, between them, or rows have tokens of their own.
+SPANS = ("mistral3", "internvl", "ovis2")
+EVERY_FAMILY = (*FAMILIES, "llava_next", "vipllava", *SPANS)
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
 _KV_BYTES = {"phi3_v": 48 * MIB, "phi3": 48 * MIB}
