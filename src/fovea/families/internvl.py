@@ -246,7 +246,8 @@ def square(section: Section, key: str, default: int) -> int:
     """A side that the config gives alone or twice."""
     value: Any = section.get(object, key, default)
     sides: list[Any] = value if isinstance(value, list) else [value]
-    if any(isinstance(s, bool) or not isinstance(s, int) or s < 1 or s != sides[0] for s in sides) or len(sides) > 2:
+    wrong = any(isinstance(s, bool) or not isinstance(s, int) or s < 1 or s != sides[0] for s in sides)
+    if wrong or not 1 <= len(sides) <= 2:
         raise UnsupportedModelError(f"config.json.vision_config: {key!r} is {value!r}; supported: a square.")
     return int(sides[0])
 
