@@ -1,4 +1,4 @@
-"""Models whose pictures are cut into tiles or end their rows with text: sizes, tokens and pixels of transformers' own."""
+"""Models whose pictures are cut into tiles or end their rows with text: all as transformers has it."""
 
 from __future__ import annotations
 

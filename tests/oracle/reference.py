@@ -22,6 +22,10 @@ from transformers import (
     InternVLProcessor,
     InternVLVideoProcessor,
     LlavaNextProcessor,
+    LlavaNextVideoProcessor,
+    LlavaNextVideoVideoProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     LlavaProcessor,
     Ovis2Processor,
     PixtralProcessor,
@@ -38,16 +42,24 @@ Floats = npt.NDArray[np.float32]
 LLAVA_PROCESSORS: dict[str, Any] = {
     "llava": LlavaProcessor,
     "llava_next": LlavaNextProcessor,
+    "llava_next_video": LlavaNextVideoProcessor,
+    "llava_onevision": LlavaOnevisionProcessor,
     "vipllava": LlavaProcessor,
     "mistral3": PixtralProcessor,
     "pixtral": PixtralProcessor,
     "internvl": partial(InternVLProcessor, video_processor=InternVLVideoProcessor()),
     "ovis2": Ovis2Processor,
 }
+# What the processors of models that see videos insist on (and what needs torchvision).
+VIDEO_PROCESSORS: dict[str, Any] = {
+    "llava_next_video": LlavaNextVideoVideoProcessor,
+    "llava_onevision": LlavaOnevisionVideoProcessor,
+}
 QWEN_PROCESSORS: dict[str, Any] = {
     "qwen2_vl": Qwen2VLProcessor,
     "qwen2_5_vl": Qwen2_5_VLProcessor,
     "qwen3_vl": Qwen3VLProcessor,
+    "qwen3_vl_moe": Qwen3VLProcessor,
 }
 
 
@@ -84,7 +96,8 @@ def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Fl
 
         return phi3v.image_features(folder, images)
     model, processor = load(folder)
-    batch = processor.image_processor(images=list(images), return_tensors="pt", **_image_options(folder))
+    options = _image_options(folder)
+    batch = processor.image_processor(images=_of_one_prompt(folder, images), return_tensors="pt", **options)
     counts, grids = batch.pop("num_patches", None), batch.pop("grids", None)
     with torch.no_grad():
         output = model.model.get_image_features(**batch, return_dict=True)
@@ -165,6 +178,8 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
     if model_type(folder) in LLAVA_PROCESSORS:
         settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
         settings.pop("processor_class")
+        if model_type(folder) in VIDEO_PROCESSORS:
+            settings["video_processor"] = VIDEO_PROCESSORS[model_type(folder)]()
         made = LLAVA_PROCESSORS[model_type(folder)]
         processor = made(image_processor=image_processor, tokenizer=tokenizer, **settings)
     else:
@@ -172,6 +187,11 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
         processor = QWEN_PROCESSORS[model_type(folder)](image_processor, tokenizer, video_processor)
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval(), processor
+
+
+def _of_one_prompt(folder: str | Path, images: Sequence[Image.Image]) -> list[Any]:
+    """LLaVA-OneVision shows several pictures of one prompt otherwise than one, and knows by a list in the list."""
+    return [list(images)] if model_type(folder) == "llava_onevision" else list(images)
 
 
 def _inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
@@ -187,7 +207,7 @@ def _transformers_reference(
 ) -> Reference:
     """Each token from a fresh pass over the whole prefix: no cache whose state could hide a mistake."""
     model, processor = load(folder)
-    inputs = _inputs(processor, prompt, images)
+    inputs = _inputs(processor, prompt, _of_one_prompt(folder, images) if images else [])
     if model_type(folder) in LLAVA_PROCESSORS:
         inputs.pop("mm_token_type_ids", None)
     token_ids: list[int] = inputs["input_ids"][0].tolist()

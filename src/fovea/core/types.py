@@ -46,9 +46,10 @@ class Box:
 class ImagePlan:
     """What happens to a picture of a known size, worked out from integers alone, before any pixel is touched.
 
-    The steps in order: transpose, resize, crop, pad, transpose back. `canvas_*_px` is the size that results, `grid` the
-    (time, height, width) of the patch grid the tower sees, `num_patches` what it costs the tower, `num_tokens` how many
-    rows of embeddings come of it: what it costs the prompt, unless tokens of text stand between them.
+    The steps in order: border (margins of one colour), transpose, resize, crop, pad, transpose back. `canvas_*_px` is
+    the size that results, `grid` the (time, height, width) of the patch grid the tower sees, `num_patches` what it
+    costs the tower, `num_tokens` how many rows of embeddings come of it: what it costs the prompt, unless tokens of
+    text stand between them.
 
     `view` is the plan of a second canvas of the same picture, no wider than the first: it stands below the first at its
     left edge, and beside it is black. `canvas_*_px` does not count it; `num_patches` and `num_tokens` do.
@@ -67,6 +68,8 @@ class ImagePlan:
     pad: Box | None = None
     pad_value: int = 255
     view: ImagePlan | None = None
+    border: Box | None = None
+    border_value: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,8 @@ class MediaSpan:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """A request in integers and pixels. `spans[i]` is where `media[i]` goes."""
+    """A request in integers and pixels. `spans[i]` is where `media[i]` goes. Inside one of `open_spans` all tokens see
+    each other, later ones too; they are in order and don't overlap."""
 
     request_id: str
     token_ids: tuple[int, ...]
@@ -150,6 +154,7 @@ class EngineRequest:
     position_delta: int = 0  # position of token i after the prompt = i + delta
     bad_words: tuple[tuple[int, ...], ...] = ()
     salt: bytes = b""
+    open_spans: tuple[MediaSpan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

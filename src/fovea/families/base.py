@@ -129,6 +129,10 @@ class Family(ABC):
         """`plan_image` for a picture with a budget: its canvas has at most `budget.max_pixels`."""
         return self.plan_image(width_px, height_px, self.budgeted(options, budget))
 
+    def for_pictures(self, options: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """The options for each of `count` pictures of one prompt."""
+        return dict(options)
+
     def check_media(self, count: int) -> None:
         """Raises MediaError if a model of text alone is shown a picture."""
         if count and not self.spec.takes_pictures:
@@ -211,6 +215,10 @@ class Family(ABC):
     ) -> tuple[NDArray[np.int32] | None, int]:
         """Rotary positions of the prompt [rows, num_tokens] (None: 0, 1, 2, ...) and the shift of what follows it."""
         return None, 0
+
+    def open_spans(self, num_tokens: int, spans: Sequence[MediaSpan]) -> tuple[MediaSpan, ...]:
+        """Ranges of the prompt inside which all tokens see each other (EngineRequest)."""
+        return ()
 
     def stop_tokens(self) -> frozenset[int]:
         """Ids that end an answer."""

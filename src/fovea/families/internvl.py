@@ -216,7 +216,8 @@ class InternVL(TiledModel):
             ("model.multi_modal_projector.", projector),
             ("model.vision_tower.", tower),
         )
-        return WeightMap(slots, (*self._unused_head(), *unused, f"{tower}embeddings.mask_token"), renames)
+        tied = ["language_model.lm_head."] if decoder.tied_head else []
+        return WeightMap(slots, (*tied, *unused, f"{tower}embeddings.mask_token"), renames)
 
     def _vit_weights(self, prefix: str) -> dict[str, WeightSlot]:
         spec = self.spec.tower

@@ -1,7 +1,7 @@
 """From pictures to rows for the decoder: canvas -> patches -> tower -> projector, six layouts.
 
 fixed        every picture is one tile of one size                        (LLaVA-1.5, VipLLaVA)
-anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT)
+anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT, -OneVision)
 hd_crops     a picture is a global view and a grid of tiles               (Phi-3-vision)
 merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, -2.5-VL, -3-VL, Mistral 3)
 tiles        a picture is a field of merged tiles and, of several, an overview  (InternVL)
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fovea import kernels as ops
+from fovea.families.parts import interpolated
 from fovea.families.spec import ModelSpec, ProjectorSpec
 from fovea.models.vision import VisionTower, axis_weights, make_norm
 
@@ -29,13 +30,12 @@ KNOWN_GRIDS = 32  # sizes whose patches' places are kept: less than a megabyte e
 class Projector(nn.Module):
     """See ProjectorSpec."""
 
-    def __init__(self, spec: ProjectorSpec, width: int, *, joined_norm: bool = False) -> None:
-        """joined_norm: the norm is on what is joined, not on each patch."""
+    def __init__(self, spec: ProjectorSpec, width: int) -> None:
         super().__init__()
         joined = width * spec.merge**2
-        self.joined_norm = joined_norm or spec.norm_joined
+        self.norm_joined = spec.norm_joined
         if spec.norm:
-            self.norm = make_norm(spec.norm, joined if self.joined_norm else width, spec.norm_eps)
+            self.norm = make_norm(spec.norm, joined if spec.norm_joined else width, spec.norm_eps)
         if spec.merge_linear:
             self.merging = nn.Linear(joined, width, bias=False)
             joined = width
@@ -53,12 +53,14 @@ class Projector(nn.Module):
             x = self.merging(x.unflatten(-1, (self.spec.merge**2, -1)).transpose(-1, -2).flatten(-2))
         return self.second(F.gelu(self.first(x)))
 
-    def merge(self, x: Tensor, patches: int) -> Tensor:
+    def merged(self, x: Tensor, patches: int) -> Tensor:
         """Patches [P, width], so many behind one another joined, to rows [P / patches, hidden]."""
-        joined = x.unflatten(0, (-1, patches))
-        if not self.spec.norm:
-            return self(joined.flatten(1))
-        rows: Tensor = self(self.norm(joined.flatten(1)) if self.joined_norm else self.norm(joined).flatten(1))
+        if self.norm_joined or not self.spec.norm:
+            x = x.unflatten(0, (-1, patches)).flatten(1)
+            x = self.norm(x) if self.spec.norm else x
+        else:
+            x = self.norm(x).unflatten(0, (-1, patches)).flatten(1)
+        rows: Tensor = self(x)
         return rows
 
 
@@ -96,8 +98,8 @@ class ImageEncoder(nn.Module):
         made: type[nn.Module] = VisualVocabulary if spec.projector.vocabulary else Projector
         self.projector: Any = made(spec.projector, width // (1 + levels))
         if levels:
-            width = spec.tower.width
-            self.deepstack = nn.ModuleList(Projector(spec.projector, width, joined_norm=True) for _ in range(levels))
+            own = replace(spec.projector, norm_joined=True)
+            self.deepstack = nn.ModuleList(Projector(own, spec.tower.width) for _ in range(levels))
         self._levels: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -123,7 +125,11 @@ class ImageEncoder(nn.Module):
 
     def tile_patches(self, canvases: Sequence[Tensor]) -> Tensor:
         """Canvases made of square tiles to [tiles, patches, values], each canvas's tiles in reading order."""
-        side = self.spec.tile_px // self.spec.tower.patch_px
+        tile, px = self.spec.tile_px, self.spec.tower.patch_px
+        side = tile // px
+        if side * px != tile:  # what is left of a tile beyond its last patch is not seen
+            tiles = [canvas.unflatten(1, (-1, tile)).unflatten(0, (-1, tile)) for canvas in canvases]
+            canvases = [t[:, : side * px, :, : side * px].flatten(2, 3).flatten(0, 1).contiguous() for t in tiles]
         return self.cut(canvases, side).unflatten(0, (-1, side**2))
 
     def tile_rows(self, canvases: Sequence[Tensor]) -> Tensor:
@@ -140,24 +146,29 @@ class FixedEncoder(ImageEncoder):
 
 class AnyResEncoder(ImageEncoder):
     """A canvas is the field of tiles with the overview below; a grid is (1, rows, columns) of the field's tokens
-    without the margins that filled it up (LLaVA-NeXT's "spatial_unpad")."""
+    without the margins that filled it up (LLaVA-NeXT's "spatial_unpad"). An overview alone has no field."""
 
     def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
         tile = self.spec.tile_px
         parts = [part for canvas in canvases for part in (canvas[-tile:, :tile].contiguous(), canvas[:-tile])]
         fields = [(canvas.shape[0] // tile - 1, canvas.shape[1] // tile) for canvas in canvases]
-        views = self.tile_rows(parts).split([1 + rows * columns for rows, columns in fields])
+        views = self.tile_rows([part for part in parts if len(part)]).split([1 + r * c for r, c in fields])
         return [self._arrange(*one) for one in zip(views, fields, grids, strict=True)]
 
     def _arrange(self, views: Tensor, field: tuple[int, int], grid: tuple[int, int, int]) -> Tensor:
         """The overview, then the field's lines without its margins, each ended by the newline."""
+        if not field[0]:
+            return torch.cat((views[0], self.projector.newline[None]))
         side = self.spec.tile_px // self.spec.tower.patch_px
         tokens = views[1:].unflatten(0, field).unflatten(2, (side, side)).transpose(1, 2)  # [R, side, C, side, hidden]
         tokens = tokens.flatten(2, 3).flatten(0, 1)
         _, rows, columns = grid
         top, left = (tokens.shape[0] - rows) // 2, (tokens.shape[1] - columns) // 2
         kept = tokens[top : top + rows, left : left + columns]
-        newlines = self.projector.newline.expand(rows, 1, -1)
+        fewer = interpolated(rows, columns, side, self.spec.max_tiles)
+        if fewer != (rows, columns):
+            kept = F.interpolate(kept.permute(2, 0, 1)[None], size=fewer, mode="bilinear")[0].permute(1, 2, 0)
+        newlines = self.projector.newline.expand(fewer[0], 1, -1)
         return torch.cat((views[0], torch.cat((kept, newlines), dim=1).flatten(0, 1)))
 
 
@@ -276,14 +287,13 @@ class MergedGridEncoder(ImageEncoder):
         return list(merged.split([t * h * w // merge**2 for t, h, w in grids]))
 
     def _merged(self, x: Tensor) -> Tensor:
-        """[P, width] to rows [P / merge**2, row width]; with deepstack the last layer's patches are the first part."""
+        """[P, out width] to rows [P / merge**2, row width]; with deepstack the last layer's patches come first."""
         patches = self.spec.projector.merge**2
         if not self.spec.projector.deepstack:
-            return self.projector.merge(x, patches)
-        main, *levels = x.chunk(1 + self.spec.projector.deepstack, dim=1)
-        parts = [self.projector.merge(main, patches)]
-        parts += [merger.merge(level, patches) for merger, level in zip(self.deepstack, levels, strict=True)]  # type: ignore[operator]
-        return torch.cat(parts, dim=1)
+            return self.projector.merged(x, patches)
+        projectors = [self.projector, *self.deepstack]
+        parts = zip(projectors, x.chunk(len(projectors), dim=1), strict=True)
+        return torch.cat([projector.merged(part, patches) for projector, part in parts], dim=1)
 
     def _learned(self, frames: Sequence[Frame]) -> Tensor | None:
         """Learned positions of all patches [P, width] in the model's type, where the tower has any."""

@@ -129,6 +129,7 @@ class Pictures:
         """`fetched`: what web addresses gave; if it is given, nothing is dialled here."""
         known: dict[str, MemorySource] = {}
         opened: list[Opened] = []
+        options = self._family.for_pictures(options, len(media))
         num_bytes = num_pixels = 0
         for number, one in enumerate(media, 1):
             with _named(one, number, len(media)):
@@ -263,6 +264,8 @@ class Pictures:
 
 def fits_device(plan: ImagePlan, width_px: int, height_px: int) -> bool:
     """Whether a picture of this size may go to the device as it is."""
+    if plan.border is not None:
+        return False
     picture_size = (width_px, height_px)
     if plan.transpose:
         width_px, height_px = height_px, width_px
