@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import Ovis2Processor, PixtralProcessor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.ovis2.image_processing_ovis2 import get_min_tile_covering_grid
@@ -189,6 +191,26 @@ def test_mistral_s_pixels_are_capped(families: dict[str, Family]) -> None:
 def test_embeddings_of_no_picture_are_refused(families: dict[str, Family], name: str) -> None:
     with pytest.raises(EmbeddingsError):
         families[name].embeds_grid(1013, None)
+
+
+@pytest.mark.parametrize("name", SPANS)
+@pytest.mark.parametrize("said", [True, False, None])
+@pytest.mark.parametrize("published", [True, False])
+def test_a_head_in_the_checkpoint_is_one_of_its_own(
+    checkpoints: Checkpoints, tmp_path: Path, name: str, said: bool | None, published: bool
+) -> None:
+    folder = tmp_path / name
+    shutil.copytree(checkpoints.folder(name), folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["tie_word_embeddings"] = said
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = {key: value for key, value in load_file(folder / "model.safetensors").items() if "lm_head" not in key}
+    if published:
+        weights["lm_head.weight"] = torch.ones(1)
+    save_file(weights, folder / "model.safetensors")
+    assert load_family(folder).spec.decoder.tied_head == (said is not False and not published)
+    (folder / "model.safetensors").unlink()
+    assert load_family(folder).spec.decoder.tied_head == bool(said)
 
 
 def _setting(*path: str, to: object, file: str = "config.json") -> tuple[str, Callable[[dict[str, Any]], None]]:

@@ -27,7 +27,7 @@ class Ovis2(TiledModel):
     encoder = "marked_tiles"
 
     def read_spec(self) -> ModelSpec:
-        decoder = self.decoder_and_text()
+        decoder = self.read_decoder()
         self.config.expect("hidden_size", decoder.hidden_size)
         vision = self.config.section("vision_config")
         tower = self._aim(vision)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fovea.core.errors import EmbeddingsError, UnsupportedModelError
 from fovea.core.types import MediaSpan
-from fovea.families.config_reader import Section
+from fovea.families.config_reader import Section, tensor_names
 from fovea.families.spec import DecoderSpec, MoeSpec, RopeRegime, RopeSpec, TowerSpec, WeightSlot
 
 if TYPE_CHECKING:
@@ -266,6 +267,16 @@ def longrope_scale(max_positions: int, original: int) -> float:
     """sqrt(1 + ln(max/original) / ln(original)), LongRoPE's factor on cos and sin as in Phi-3's published code."""
     ratio = max_positions / original
     return 1.0 if ratio <= 1.0 else math.sqrt(1 + math.log(ratio) / math.log(original))
+
+
+def tied_unless_published(config: Section, folder: Path) -> bool:
+    """Whether the head is the embedding: by default it is, but a head in the checkpoint is one of its own (the rule of
+    transformers 5, on which published configs rely). Without a checkpoint only a config that says so ties."""
+    names = tensor_names(folder)
+    if names is None:
+        return config.get(bool, "tie_word_embeddings", False)
+    published = any(name.endswith("lm_head.weight") for name in names)
+    return config.get(bool, "tie_word_embeddings", True) and not published
 
 
 def given_grid(
