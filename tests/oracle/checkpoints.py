@@ -1211,7 +1211,7 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import gemma, gemma_vl, glm, llava_kin, qwen3vl  # noqa: E402 - they build on all of this
+from . import gemma, gemma_vl, glm, llava_kin, qwen3vl, spans  # noqa: E402 - they build on all of this
 
-CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES, **glm.CASES, **gemma.CASES, **gemma_vl.CASES}
-BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS, **glm.BUILDERS, **gemma.BUILDERS, **gemma_vl.BUILDERS}
+for _kin in (llava_kin, qwen3vl, glm, gemma, gemma_vl, spans):
+    CASES, BUILDERS = {**CASES, **_kin.CASES}, {**BUILDERS, **_kin.BUILDERS}
