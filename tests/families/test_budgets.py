@@ -27,6 +27,9 @@ OPTIONS: dict[str, dict[str, int]] = {
     "mistral3": {"longest_edge": 1540},
     "internvl": {},
     "ovis2": {},
+    "gemma3": {},
+    "paligemma": {},
+    "aya_vision": {},
 }
 SIDES = st.integers(1, 6000)
 
@@ -51,6 +54,7 @@ def planned(family: Family, width: int, height: int, budget: PixelBudget) -> Ima
 def _name(family: Family) -> str:
     names = {"Llava": "llava", "Qwen2VL": "qwen2_vl", "Qwen2_5VL": "qwen2_5_vl", "Phi3V": "phi3_v"}
     names |= {"LlavaNext": "llava_next", "VipLlava": "vipllava", "Mistral3": "mistral3", "InternVL": "internvl"}
+    names |= {"Gemma3VL": "gemma3", "PaliGemma": "paligemma", "AyaVision": "aya_vision"}
     return (names | {"Ovis2": "ovis2", "Qwen3VL": "qwen3_vl"})[type(family).__name__]
 
 
@@ -58,6 +62,7 @@ def least(family: Family) -> int:
     tile = 56 * 56
     sides = {"llava": tile, "vipllava": tile, "llava_next": 2 * tile, "phi3_v": 336 * 336}
     sides |= {"mistral3": 784, "internvl": tile, "ovis2": tile}
+    sides |= {"gemma3": tile, "paligemma": tile, "aya_vision": tile}
     return (sides | {"qwen2_vl": 784, "qwen2_5_vl": 784, "qwen3_vl": 1024})[_name(family)]
 
 

@@ -120,7 +120,7 @@ def _image_options(folder: str | Path) -> dict[str, Any]:
     """What the processor tells its image processor."""
     if model_type(folder) == "mistral3":
         return {"patch_size": 28}  # of the tower, merged
-    return {"crop_to_patches": True} if model_type(folder) == "internvl" else {}
+    return {"crop_to_patches": True} if model_type(folder) in ("internvl", "aya_vision") else {}
 
 
 def _marked(views: torch.Tensor, marks: torch.Tensor, grids: list[list[int]]) -> list[Floats]:
@@ -211,7 +211,7 @@ def _of_one_prompt(folder: str | Path, images: Sequence[Image.Image]) -> list[An
 def _inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
     if isinstance(processor, PreTrainedTokenizerFast):
         return dict(processor([prompt], return_tensors="pt", return_token_type_ids=False))
-    if type(processor).__name__ in ("Gemma3Processor", "PaliGemmaProcessor"):
+    if type(processor).__name__ in gemma_vl.PROCESSORS:
         return gemma_vl.inputs(processor, prompt, images)
     return dict(
         processor(text=[prompt], images=list(images) or None, return_tensors="pt", return_mm_token_type_ids=True)

@@ -108,6 +108,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "gemma3-scaled": ("gemma3", {"query_pre_attn_scalar": 40, "sliding_window": 3}),
     "paligemma": ("paligemma", {}),
     "paligemma-2": ("paligemma", {"text": "gemma2"}),
+    "aya_vision": ("aya_vision", {}),
     "cohere2": ("cohere2", {}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {}),
@@ -120,7 +121,7 @@ FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
 # Text stands around a picture's rows, between them, or rows have tokens of their own.
 SPANS = ("mistral3", "internvl", "ovis2")
 LLAVA_KIN = ("llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
-EVERY_FAMILY = (*FAMILIES, *LLAVA_KIN, *SPANS, "gemma3", "paligemma")
+EVERY_FAMILY = (*FAMILIES, *LLAVA_KIN, *SPANS, "gemma3", "paligemma", "aya_vision")
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
 _KV_BYTES = {"phi3_v": 48 * MIB, "phi3": 48 * MIB}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fovea.core.config import ModelImpl
 from fovea.core.errors import UnsupportedModelError, nearest
+from fovea.families.aya_vision import AyaVision
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
 from fovea.families.cohere2 import Cohere2
@@ -49,6 +50,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Mistral3,
     InternVL,
     Ovis2,
+    AyaVision,
     Gemma3VL,
     PaliGemma,
     Cohere2,
