@@ -38,7 +38,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("text", "Tell me a story about the river and the sea."),
     ),
 }
-_FIRST_SEED = {"gemma3": 3, "paligemma": 8, "paligemma-2": 4, "aya_vision": 0}
+_FIRST_SEED = {"gemma3": 3, "paligemma": 8, "paligemma-2": 4, "aya_vision": 2}
 VISION: dict[str, Any] = {**SIGLIP, "image_size": 56}
 TOKENS = {"boi_token": SEE, "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
 
