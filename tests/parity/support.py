@@ -82,6 +82,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama-biased": ("llama", {"attention_bias": True, "num_key_value_heads": 1, "head_dim": 8}),
     "llama-smollm2": ("llama", {**SMOL, "tie_word_embeddings": True}),
     "mistral": ("mistral", {}),
+    "mistral-window": ("mistral", {"sliding_window": 12}),
     "phi3": ("phi3", {}),
     "phi3-switch-32": ("phi3", {"original_max_position_embeddings": 32}),
     "phi3-plain": ("phi3", {"rope_scaling": None, "max_position_embeddings": 4096, "num_key_value_heads": 1}),
