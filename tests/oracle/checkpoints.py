@@ -1211,7 +1211,7 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import glm, llava_kin, qwen3vl  # noqa: E402 - they build on all of this
+from . import gemma, glm, llava_kin, qwen3vl  # noqa: E402 - they build on all of this
 
-CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES, **glm.CASES}
-BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS, **glm.BUILDERS}
+CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES, **glm.CASES, **gemma.CASES}
+BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS, **glm.BUILDERS, **gemma.BUILDERS}

@@ -35,6 +35,7 @@ from transformers import (
 )
 
 from .checkpoints import TEXT_FAMILIES
+from .gemma import TEXT_MODELS
 
 # Its own grouped product of experts refuses sizes that are no multiples of 16 bytes.
 PLAIN: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
@@ -140,7 +141,7 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
     # Not AutoTokenizer by the class that tokenizer_config.json names: LlamaTokenizer of transformers 5 rebuilds the
     # pipeline and loses the "▁" after special tokens. This class reads tokenizer.json as it is.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    if model_type(folder) in TEXT_FAMILIES:
+    if model_type(folder) in (*TEXT_FAMILIES, *TEXT_MODELS):
         text: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **PLAIN)
         return text.eval(), tokenizer
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")

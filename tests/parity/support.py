@@ -94,6 +94,11 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "glm": ("glm", {}),
     "glm4": ("glm4", {}),
     "qwen3-biased": ("qwen3", {"attention_bias": True, "head_dim": 16, "tie_word_embeddings": False}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {}),
+    "gemma2-wide": ("gemma2", {"sliding_window": 4096, "attn_logit_softcapping": None}),
+    "gemma3_text": ("gemma3_text", {}),
+    "gemma3_text-scaled": ("gemma3_text", {"query_pre_attn_scalar": 40, "sliding_window_pattern": 3}),
 }
 # The first of each shape runs in every test of the engine, all of them where families differ.
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")

@@ -22,9 +22,17 @@ def plain_rope(theta: float, sections: tuple[int, ...] | None = None) -> RopeSpe
     return RopeSpec(regimes=(RopeRegime(theta),), sections=sections)
 
 
-def llama_decoder(text: Section, rope: RopeSpec, *, qkv_bias: bool, tied_head: bool) -> DecoderSpec:
+def llama_decoder(
+    text: Section,
+    rope: RopeSpec,
+    *,
+    qkv_bias: bool,
+    tied_head: bool,
+    activation_key: str = "hidden_act",
+    activation: str = "silu",
+) -> DecoderSpec:
     """A Llama-shaped decoder from the usual keys; defaults are LlamaConfig's, which published configs rely on."""
-    text.expect("hidden_act", "silu")
+    text.expect(activation_key, activation)
     hidden_size, num_heads = text.count("hidden_size", 4096), text.count("num_attention_heads", 32)
     num_kv_heads = text.count("num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:

@@ -8,6 +8,7 @@ from fovea.core.config import ModelImpl
 from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
+from fovea.families.gemma import Gemma, Gemma2, Gemma3
 from fovea.families.glm4 import Glm, Glm4
 from fovea.families.glm4v import Glm4V, Glm4VMoe, GlmOcr
 from fovea.families.llama import Llama
@@ -38,6 +39,9 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen2_5VL,
     Qwen3VL,
     Qwen3VLMoe,
+    Gemma,
+    Gemma2,
+    Gemma3,
     Glm4V,
     Glm4VMoe,
     GlmOcr,
@@ -67,9 +71,14 @@ def load_family(folder: Path, model_impl: ModelImpl = "auto") -> Family:
 
 
 def _bridged(files: ModelFiles, model_impl: ModelImpl) -> Bridged:
-    if model_impl in ("generic", "compatible"):
-        return Bridged(files, model_impl)
-    return Bridged(files, "generic" if files.config["model_type"] in GENERIC else "compatible")
+    model_type = files.config.get("model_type")
+    if model_impl == "generic" and model_type not in GENERIC:
+        raise UnsupportedModelError(
+            f"model_impl is 'generic', which is not known to answer right with the model type {model_type!r}; "
+            f"it is with: {', '.join(sorted(GENERIC))}. Use 'auto' or 'compatible'."
+        )
+    is_generic = model_impl != "compatible" and model_type in GENERIC
+    return Bridged(files, "generic" if is_generic else "compatible")
 
 
 def _own_family(files: ModelFiles, folder: Path) -> type[Family] | None:
