@@ -13,7 +13,7 @@ from tests.oracle.checkpoints import CASES, Case
 from tests.oracle.reference import Floats, image_features, pixels
 from tests.parity.support import (
     EVERY_FAMILY,
-    QWEN,
+    GRIDDED,
     Checkpoints,
     Engines,
     answer,
@@ -31,7 +31,7 @@ def embeddings(checkpoints: Checkpoints, variant: str, case: Case) -> object:
     """The oracle's features of the case's pictures in the form that the family takes."""
     folder, images = checkpoints.folder(variant), case.images()
     rows = image_features(folder, images)
-    if variant in QWEN:
+    if variant in GRIDDED:
         return {"image_embeds": np.concatenate(rows), "image_grid_thw": pixels(folder, images)["image_grid_thw"]}
     return rows
 
