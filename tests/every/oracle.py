@@ -42,7 +42,7 @@ class Answer:
 def oracle(folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), num_tokens: int = 16) -> Answer:
     """Run one prompt, with the class's own placeholders for pictures, and continue it greedily, never stopping."""
     model, processor = load(folder)
-    batch = fitted(model, inputs(processor, prompt, images))
+    batch = fitted(model, inputs(model, processor, prompt, images))
     asked = batch.get("input_ids", batch.get("decoder_input_ids"))
     ids = [] if asked is None else [int(token) for token in asked[0]]
     with torch.no_grad():
@@ -64,11 +64,16 @@ def oracle(folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), 
     return Answer(ids, whole, greedy, margins, steps.numpy())
 
 
-def inputs(processor: Any, prompt: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
-    """What the processor makes of a prompt, a batch of one; an empty prompt is none (a class not asked)."""
+def inputs(model: Any, processor: Any, prompt: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
+    """What the processor makes of a prompt, a batch of one; an empty prompt is none (a class not asked).
+
+    Some models need the kind of each token for their positions, and some of their processors don't say it unasked.
+    """
     given: dict[str, Any] = {"images": list(images)} if images else {}
     if prompt:
         given["text"] = [prompt]
+    if "mm_token_type_ids" in signature(model.forward).parameters:
+        given["return_mm_token_type_ids"] = True
     made = processor(return_tensors="pt", **given)
     return {name: value for name, value in made.items() if value is not None}
 
