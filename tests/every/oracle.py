@@ -110,9 +110,12 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
         pass  # a class without that choice
     else:
         processor.image_processor = pictures
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
+    model, report = loaded
+    if any(report.values()):
+        raise AssertionError(f"the weights and the model differ in what they hold: {report}")
     _choose_plainly(model)
     return model.eval(), processor
 
