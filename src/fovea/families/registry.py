@@ -8,6 +8,7 @@ from fovea.core.config import ModelImpl
 from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
+from fovea.families.idefics3 import Idefics3, SmolVLM
 from fovea.families.llama import Llama
 from fovea.families.llava import Llava
 from fovea.families.llava_next import LlavaNext
@@ -29,6 +30,8 @@ FAMILIES: tuple[type[Family], ...] = (
     LlavaNextVideo,
     LlavaOnevision,
     VipLlava,
+    Idefics3,
+    SmolVLM,
     Phi3V,
     Qwen2VL,
     Qwen2_5VL,

@@ -84,6 +84,7 @@ class TowerSpec:
     that layers attend inside squares of so many merged patches a side, those of `full_layers` over the whole frame.
     `feature_layers`: what comes out of the first so many layers stands side by side, in this order (0: what goes into
     the first); without any, the last layer's output alone. `post_norm`: a norm over that output.
+    `by_place`: a tile's patches have the learned positions of where they lie as a part of the side (Idefics3).
     """
 
     num_layers: int
@@ -105,6 +106,7 @@ class TowerSpec:
     full_layers: tuple[int, ...] = ()
     feature_layers: tuple[int, ...] = ()
     post_norm: bool = False
+    by_place: bool = False
     interpolation: Interpolation | None = None
 
     @property
@@ -124,7 +126,7 @@ class ProjectorSpec:
     layers of the tower beside the last have a merger of their own, whose norm is on the joined patches, and what they make
     is added to the hidden states behind the decoder's first layers (arXiv:2406.04334). `separators`:
     learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it that ends each
-    line (LLaVA-NeXT).
+    line (LLaVA-NeXT). `mid_width` 0: one linear layer alone.
     """
 
     merge: int
@@ -134,10 +136,11 @@ class ProjectorSpec:
     separators: bool = False
     norm_eps: float = 1e-6
     newline: bool = False
+    bias: bool = True
     deepstack: int = 0
 
 
-EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "bridged"]
+EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "tiles", "bridged"]
 
 # Who runs a model: Fovea's own modules; transformers' decoder over Fovea's pages; transformers with its own caches.
 ModelPath = Literal["fused", "generic", "compatible"]

@@ -39,11 +39,12 @@ class Projector(nn.Module):
             self.view_separator = nn.Parameter(torch.empty(joined))
         if spec.newline:
             self.newline = nn.Parameter(torch.empty(spec.out_width))
-        self.first = nn.Linear(joined, spec.mid_width)
-        self.second = nn.Linear(spec.mid_width, spec.out_width)
+        self.first = nn.Linear(joined, spec.mid_width or spec.out_width, bias=spec.bias)
+        self.second = nn.Linear(spec.mid_width, spec.out_width, bias=spec.bias) if spec.mid_width else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(F.gelu(self.first(x)))
+        x = self.first(x)
+        return x if self.second is None else self.second(F.gelu(x))
 
     def merge(self, x: Tensor, patches: int) -> Tensor:
         """Patches [P, width], so many behind one another joined, to rows [P / patches, hidden]."""
@@ -179,6 +180,29 @@ class HDCropsEncoder(ImageEncoder):
         return torch.cat((lines, separator), dim=1).flatten(0, 1)
 
 
+class TilesEncoder(ImageEncoder):
+    """A canvas is a field of tiles and, if these are several, the overview below; a grid is (1, rows, columns)."""
+
+    def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        tile = self.spec.tile_px
+        parts: list[Tensor] = []
+        for canvas, (_, rows, columns) in zip(canvases, grids, strict=True):
+            parts.append(canvas[: rows * tile])
+            if rows * columns > 1:
+                parts.append(canvas[-tile:, :tile].contiguous())
+        merged = self._merge(self.tower.tiles(self.tile_patches(parts)))
+        norm = self.spec.projector.norm
+        views = self.projector(self.projector.norm(merged) if norm else merged)
+        counts = [rows * columns + (rows * columns > 1) for _, rows, columns in grids]
+        return [part.flatten(0, 1) for part in views.split(counts)]
+
+    def _merge(self, views: Tensor) -> Tensor:
+        """Join blocks of patches: [views, patches, width] to [views, rows, merged width]."""
+        merge, side = self.spec.projector.merge, self.spec.tile_px // self.spec.tower.patch_px
+        blocks = views.unflatten(1, (side // merge, merge, side // merge, merge)).transpose(2, 3)
+        return blocks.flatten(3).flatten(1, 2)
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """How the patches of one size lie in the tower. Without windows in merge-block order; else window by window."""
@@ -292,4 +316,5 @@ ENCODERS: dict[str, type[ImageEncoder]] = {
     "anyres": AnyResEncoder,
     "hd_crops": HDCropsEncoder,
     "merged_grid": MergedGridEncoder,
+    "tiles": TilesEncoder,
 }
