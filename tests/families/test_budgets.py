@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fovea.core.errors import MediaError, MediaLimitError
 from fovea.core.types import ImagePlan, PixelBudget
 from fovea.families.base import LOW_DETAIL_PIXELS, Family
-from fovea.families.qwen2_vl import largest_fitting
+from fovea.families.parts import largest_fitting
 from fovea.families.registry import load_family
 from tests.parity.support import EVERY_FAMILY, Checkpoints
 

@@ -1187,7 +1187,7 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import llava_kin, qwen3vl  # noqa: E402 - they build on all of this
+from . import idefics3, llava_kin, qwen3vl, spans  # noqa: E402 - they build on all of this
 
-CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES}
-BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS}
+CASES = {**CASES, **idefics3.CASES, **llava_kin.CASES, **qwen3vl.CASES, **spans.CASES}
+BUILDERS = {**BUILDERS, **idefics3.BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS, **spans.BUILDERS}

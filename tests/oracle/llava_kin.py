@@ -31,8 +31,8 @@ from .checkpoints import (
 )
 
 _FIRST_SEED = {
-    "llava_onevision-tied": 0,
-    "llava_onevision": 0,
+    "llava_onevision-tied": 10,
+    "llava_onevision": 6,
     "llava_next_video": 6,
     "llava-qwen2": 30,
     "llava-phi3": 5,

@@ -1,7 +1,7 @@
 """Idefics3 and SmolVLM: a field of tiles with their names between them and an overview behind; SigLIP, Llama
 (arXiv:2408.12637, arXiv:2504.05299).
 
-Followed step by step: transformers' Idefics3ImageProcessor, its floats and its two resizes one after the other included.
+Followed step by step: transformers' Idefics3ImageProcessor, its floats and its two resizes in a row included.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fovea.families.backbones import text_backbone
 from fovea.families.base import Family
 from fovea.families.config_reader import Section
 from fovea.families.parts import siglip_tower, siglip_weights
-from fovea.families.spec import ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
+from fovea.families.spec import ModelSpec, ProjectorSpec, WeightMap, WeightSlot
 
 TOWER_DEFAULTS = {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}  # where they are not SigLIP's
 HALVES = (0.5, 0.5, 0.5)
@@ -148,7 +148,7 @@ class Idefics3(Family):
 
     def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> Sequence[int | str] | None:
         _, rows, columns = grid
-        overview = [f"{FRAME}{OVERVIEW}", self._rows, FRAME]
+        overview: list[int | str] = [f"{FRAME}{OVERVIEW}", self._rows, FRAME]
         if rows * columns == 1:
             return overview
         layout: list[int | str] = []

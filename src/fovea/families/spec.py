@@ -83,8 +83,13 @@ class TowerSpec:
     that a still picture is repeated for both time slots. `gated`: the MLP is activation(gate) * up. `window` set means
     that layers attend inside squares of so many merged patches a side, those of `full_layers` over the whole frame.
     `feature_layers`: what comes out of the first so many layers stands side by side, in this order (0: what goes into
-    the first); without any, the last layer's output alone. `post_norm`: a norm over that output.
-    `by_place`: a tile's patches have the learned positions of where they lie as a part of the side (Idefics3).
+    the first); without any, the last layer's output alone.
+
+    `bias` and `qkv_bias`: whether linear layers have one. `qk_norm`: an RMSNorm over queries and keys, all heads
+    together. `layer_scale`: a learned factor for each value of what a branch adds. `patch_norm`: a norm before
+    positions are added. `post_norm`: one behind the last layer. `rope_between`: columns turn by frequencies that lie
+    between the rows' (Pixtral), not by the same. `by_place`: a tile's patches have the learned positions of where they
+    lie as a part of the side (Idefics3).
     """
 
     num_layers: int
@@ -98,6 +103,12 @@ class TowerSpec:
     class_token: bool = False
     pre_norm: bool = False
     patch_bias: bool = False
+    bias: bool = True
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    layer_scale: bool = False
+    patch_norm: bool = False
+    rope_between: bool = False
     num_positions: int = 0
     rope_theta: float | None = None
     norm: NormKind = "layer"
@@ -127,6 +138,11 @@ class ProjectorSpec:
     is added to the hidden states behind the decoder's first layers (arXiv:2406.04334). `separators`:
     learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it that ends each
     line (LLaVA-NeXT). `mid_width` 0: one linear layer alone.
+
+    `norm_joined`: the norm is over the joined patches. `merge_linear`: joined patches become as wide as one by a linear
+    layer of their own, whose columns stand value by value and not patch by patch (Mistral 3). `vocabulary`: a softmax
+    over so many visual tokens, by which rows of a table are mixed, and `marks` more rows of it that stand between tiles
+    (Ovis2).
     """
 
     merge: int
@@ -136,11 +152,15 @@ class ProjectorSpec:
     separators: bool = False
     norm_eps: float = 1e-6
     newline: bool = False
-    bias: bool = True
     deepstack: int = 0
+    norm_joined: bool = False
+    merge_linear: bool = False
+    bias: bool = True
+    vocabulary: int = 0
+    marks: int = 0
 
 
-EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "tiles", "bridged"]
+EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "tiles", "marked_tiles", "bridged"]
 
 # Who runs a model: Fovea's own modules; transformers' decoder over Fovea's pages; transformers with its own caches.
 ModelPath = Literal["fused", "generic", "compatible"]

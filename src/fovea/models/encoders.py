@@ -1,9 +1,11 @@
-"""From pictures to rows for the decoder: canvas -> patches -> tower -> projector, four layouts.
+"""From pictures to rows for the decoder: canvas -> patches -> tower -> projector, six layouts.
 
 fixed        every picture is one tile of one size                        (LLaVA-1.5, VipLLaVA)
 anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT, -OneVision)
 hd_crops     a picture is a global view and a grid of tiles               (Phi-3-vision)
-merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, Qwen2.5-VL, Qwen3-VL)
+merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, -2.5-VL, -3-VL, Mistral 3)
+tiles        a picture is a field of merged tiles and, of several, an overview  (InternVL, Idefics3)
+marked_tiles the same, overview first, with rows between that mark the layout  (Ovis2)
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +34,12 @@ class Projector(nn.Module):
         """joined_norm: the norm is on what is joined, not on each patch."""
         super().__init__()
         joined = width * spec.merge**2
-        self.joined_norm = joined_norm
+        self.joined_norm = joined_norm or spec.norm_joined
         if spec.norm:
-            self.norm = make_norm(spec.norm, joined if joined_norm else width, spec.norm_eps)
+            self.norm = make_norm(spec.norm, joined if self.joined_norm else width, spec.norm_eps)
+        if spec.merge_linear:
+            self.merging = nn.Linear(joined, width, bias=False)
+            joined = width
         if spec.separators:
             self.line_separator = nn.Parameter(torch.empty(joined))
             self.view_separator = nn.Parameter(torch.empty(joined))
@@ -41,16 +47,40 @@ class Projector(nn.Module):
             self.newline = nn.Parameter(torch.empty(spec.out_width))
         self.first = nn.Linear(joined, spec.mid_width or spec.out_width, bias=spec.bias)
         self.second = nn.Linear(spec.mid_width, spec.out_width, bias=spec.bias) if spec.mid_width else None
+        self.spec = spec
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.spec.merge_linear:
+            x = self.merging(x.unflatten(-1, (self.spec.merge**2, -1)).transpose(-1, -2).flatten(-2))
         x = self.first(x)
         return x if self.second is None else self.second(F.gelu(x))
 
     def merge(self, x: Tensor, patches: int) -> Tensor:
         """Patches [P, width], so many behind one another joined, to rows [P / patches, hidden]."""
         joined = x.unflatten(0, (-1, patches))
+        if not self.spec.norm:
+            return self(joined.flatten(1))
         rows: Tensor = self(self.norm(joined.flatten(1)) if self.joined_norm else self.norm(joined).flatten(1))
         return rows
+
+
+class VisualVocabulary(nn.Module):
+    """Each row is a mixture of a table's rows, weighted by a softmax over visual tokens (Ovis, arXiv:2405.20797)."""
+
+    def __init__(self, spec: ProjectorSpec, width: int) -> None:
+        super().__init__()
+        self.vocabulary = spec.vocabulary
+        self.head = nn.Linear(width * spec.merge**2, spec.vocabulary, bias=False)
+        self.norm = nn.LayerNorm(spec.vocabulary, spec.norm_eps)
+        self.table = nn.Parameter(torch.empty(spec.vocabulary + spec.marks, spec.out_width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Joined patches [..., merged width] to [..., hidden]."""
+        return self.norm(self.head(x)).softmax(-1) @ self.table[: self.vocabulary]
+
+    @property
+    def marks(self) -> Tensor:
+        return self.table[self.vocabulary :]
 
 
 class ImageEncoder(nn.Module):
@@ -64,8 +94,9 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.tower = VisionTower(spec.tower)
-        levels = spec.projector.deepstack
-        self.projector = Projector(spec.projector, spec.tower.out_width // (1 + levels))
+        levels, width = spec.projector.deepstack, spec.tower.out_width
+        made: type[nn.Module] = VisualVocabulary if spec.projector.vocabulary else Projector
+        self.projector: Any = made(spec.projector, width // (1 + levels))
         if levels:
             width = spec.tower.width
             self.deepstack = nn.ModuleList(Projector(spec.projector, width, joined_norm=True) for _ in range(levels))
@@ -194,13 +225,36 @@ class TilesEncoder(ImageEncoder):
         norm = self.spec.projector.norm
         views = self.projector(self.projector.norm(merged) if norm else merged)
         counts = [rows * columns + (rows * columns > 1) for _, rows, columns in grids]
-        return [part.flatten(0, 1) for part in views.split(counts)]
+        return [self._arrange(*one) for one in zip(views.split(counts), grids, strict=True)]
 
     def _merge(self, views: Tensor) -> Tensor:
         """Join blocks of patches: [views, patches, width] to [views, rows, merged width]."""
-        merge, side = self.spec.projector.merge, self.spec.tile_px // self.spec.tower.patch_px
-        blocks = views.unflatten(1, (side // merge, merge, side // merge, merge)).transpose(2, 3)
+        merge = self.spec.projector.merge
+        side = self.spec.tile_px // self.spec.tower.patch_px // merge
+        blocks = views.unflatten(1, (side, merge, side, merge)).transpose(2, 3)
         return blocks.flatten(3).flatten(1, 2)
+
+    def _arrange(self, views: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """The tiles in reading order, then the overview."""
+        return views.flatten(0, 1)
+
+
+class MarkedTilesEncoder(TilesEncoder):
+    """Marks, in their table's order: start; behind the overview; between tiles of a line; between lines; end."""
+
+    def _arrange(self, views: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        _, rows, columns = grid
+        begin, after_overview, column_end, line_end, end = self.projector.marks.unsqueeze(1).unbind()
+        if rows * columns == 1:
+            return torch.cat((begin, views[0], after_overview, end))
+        parts = [begin, views[-1], after_overview]
+        for number, tile in enumerate(views[:-1], 1):
+            parts.append(tile)
+            if number % columns:
+                parts.append(column_end)
+            elif number < rows * columns:
+                parts.append(line_end)
+        return torch.cat((*parts, end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,4 +371,5 @@ ENCODERS: dict[str, type[ImageEncoder]] = {
     "hd_crops": HDCropsEncoder,
     "merged_grid": MergedGridEncoder,
     "tiles": TilesEncoder,
+    "marked_tiles": MarkedTilesEncoder,
 }

@@ -17,6 +17,7 @@ from fovea.families.spec import Activation, Interpolation, NormKind, TowerSpec
 from fovea.kernels.batch import Segments
 from fovea.models.decoder import RMSNorm
 
+QK_NORM_EPS = 1e-6
 BICUBIC_A = -0.75  # of Keys' kernel, as torch has it
 
 
@@ -76,24 +77,38 @@ class VisionBlock(nn.Module):
         self.head_dim, self.activation = spec.width // spec.num_heads, spec.activation
         self.activate = activate_gated if spec.gated else activate
         self.norm1 = make_norm(spec.norm, spec.width, spec.norm_eps)
-        self.qkv = nn.Linear(spec.width, 3 * spec.width)
-        self.out = nn.Linear(spec.width, spec.width)
+        self.qkv = nn.Linear(spec.width, 3 * spec.width, bias=spec.qkv_bias)
+        self.qk_norms: tuple[RMSNorm, RMSNorm] | None = None
+        if spec.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(spec.width, QK_NORM_EPS) for _ in range(2))
+            self.qk_norms = self.q_norm, self.k_norm
+        self.out = nn.Linear(spec.width, spec.width, bias=spec.bias)
         self.norm2 = make_norm(spec.norm, spec.width, spec.norm_eps)
-        self.up = nn.Linear(spec.width, spec.mlp_width * (2 if spec.gated else 1))
-        self.down = nn.Linear(spec.mlp_width, spec.width)
+        self.up = nn.Linear(spec.width, spec.mlp_width * (2 if spec.gated else 1), bias=spec.bias)
+        self.down = nn.Linear(spec.mlp_width, spec.width, bias=spec.bias)
+        self.scaled = spec.layer_scale
+        if spec.layer_scale:
+            self.scale1, self.scale2 = (nn.Parameter(torch.empty(spec.width)) for _ in range(2))
 
     def forward(
         self, x: Tensor, branch: Tensor | None, segments: Segments, rope: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """The residual stream [P, width] and what is still to be added to it, before and after the block."""
         x, normed = add_norm(x, branch, self.norm1)
-        heads = self.qkv(normed).view(x.shape[0], -1, self.head_dim)
+        qkv = self.qkv(normed)
+        if self.qk_norms is not None:
+            q, k, v = qkv.chunk(3, dim=-1)
+            qkv = torch.cat((self.qk_norms[0](q), self.qk_norms[1](k), v), dim=-1)
+        heads = qkv.view(x.shape[0], -1, self.head_dim)
         if rope is not None:
             heads = ops.rotate_qk(heads, *rope)
         q, k, v = heads.chunk(3, dim=1)
         attended = self.out(ops.segment_attention(q, k, v, segments).flatten(1))
+        if self.scaled:
+            attended = attended * self.scale1
         x, normed = add_norm(x, attended, self.norm2)
-        return x, self.down(self.activate(self.up(normed), self.activation))
+        added = self.down(self.activate(self.up(normed), self.activation))
+        return x, added * self.scale2 if self.scaled else added
 
 
 class VisionTower(nn.Module):
@@ -109,6 +124,8 @@ class VisionTower(nn.Module):
         if spec.pre_norm:
             self.pre_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.blocks = nn.ModuleList(VisionBlock(spec) for _ in range(spec.num_layers))
+        if spec.patch_norm:
+            self.patch_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
         if spec.post_norm:
             self.post_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
 
@@ -122,6 +139,8 @@ class VisionTower(nn.Module):
         """Tiles of one size with learned positions: [tiles, n, values] to [tiles, n, out width], no class token."""
         num_tiles, num_patches, _ = patches.shape
         x = self.patch(patches)
+        if self.spec.patch_norm:
+            x = self.patch_norm(x)
         first = int(self.spec.class_token)
         if first:
             x = torch.cat((self.class_token.expand(num_tiles, 1, -1), x), dim=1)
@@ -132,7 +151,7 @@ class VisionTower(nn.Module):
     def _by_place(self, num_patches: int) -> Tensor:
         """The learned positions of a square of patches, each by its place as a part of the side [n, width].
 
-        Patches that are as many as the positions have their own, but for what float32 rounds (Idefics3's published code).
+        Patches that are as many as the positions have their own, but for what float32 rounds, as in Idefics3's code.
         """
         if num_patches not in self._places:
             side, known = math.isqrt(num_patches), math.isqrt(self.spec.num_positions)
@@ -185,6 +204,8 @@ class VisionTower(nn.Module):
         assert self.spec.rope_theta is not None
         quarter = self.spec.width // self.spec.num_heads // 4
         exponents = torch.arange(0, 2 * quarter, 2, dtype=torch.float32, device=places.device) / (2 * quarter)
+        if self.spec.rope_between:
+            exponents = torch.stack((exponents, exponents + 0.5 / quarter))
         angles = places.float()[:, :, None] * (1.0 / self.spec.rope_theta**exponents)  # [P, 2, D / 4]
         angles = angles.flatten(1)  # [P, D / 2]
         return angles.cos(), angles.sin()
