@@ -115,6 +115,8 @@ def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Fl
 
 def _image_options(folder: str | Path) -> dict[str, Any]:
     """What the processor tells its image processor."""
+    if model_type(folder) == "mistral3":
+        return {"patch_size": 28}  # of the tower, merged
     return {"crop_to_patches": True} if model_type(folder) == "internvl" else {}
 
 

@@ -100,7 +100,10 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 # The first of each shape runs in every test of the engine, all of them where families differ.
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
-EVERY_FAMILY = (*FAMILIES, "llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
+# Text stands around a picture's rows, between them, or rows have tokens of their own.
+SPANS = ("mistral3", "internvl", "ovis2", "idefics3", "smolvlm")
+LLAVAS = ("llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
+EVERY_FAMILY = (*FAMILIES, *LLAVAS, *SPANS)
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
 _KV_BYTES = {"phi3_v": 48 * MIB, "phi3": 48 * MIB}

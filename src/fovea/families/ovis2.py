@@ -99,6 +99,8 @@ class Ovis2(TiledModel):
         tiles = rows * columns
         return super().num_rows(rows, columns) + 3 + (tiles - 1)
 
+    # Embeddings handed in have the marks among them. Fields of as many tiles differ only in which marks' tokens stand
+    # for these rows in the prompt: the first such field is taken.
     def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> Sequence[int | str | Mark]:
         _, rows, columns = grid
         tile, layout = self._side**2, list[int | str | Mark]()
@@ -116,15 +118,15 @@ class Ovis2(TiledModel):
         return f"{self.text_placeholder}\n"
 
     def weight_map(self) -> WeightMap:
-        decoder, tower = self.spec.decoder, "vision_tower."
+        decoder, tower = self.spec.decoder, "model.vision_tower."
         slots = self.backbone.decoder_slots("model.language_model.", "lm_head", decoder)
         slots |= aim_weights(f"{tower}transformer.", self.spec.tower)
         slots[f"{tower}head_linear.weight"] = WeightSlot("encoder.projector.head.weight")
         slots |= same_names(f"{tower}head_norm", "encoder.projector.norm")
-        slots["visual_embeddings_table.weight"] = WeightSlot("encoder.projector.table")
+        slots["model.visual_embeddings_table.weight"] = WeightSlot("encoder.projector.table")
         renames = (
-            ("model.vision_tower.", tower),
-            ("model.visual_embeddings_table.", "visual_embeddings_table."),
+            ("vision_tower.", tower),
+            ("visual_embeddings_table.", "model.visual_embeddings_table."),
             ("language_model.lm_head.", "lm_head."),
             ("language_model.model.", "model.language_model."),
         )
