@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, int]] = {
     "ovis2": {},
     "llava_next_video": {},
     "llava_onevision": {},
+    "llava_siglip": {},
     "idefics3": {},
     "smolvlm": {},
 }

@@ -136,15 +136,16 @@ class Idefics3(Family):
         return {**options, "max_pixels": self._wished(budget, least, most)}
 
     def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
-        """One tile, or as many lines and columns of them as `image_grid_thw` says, since their names stand between."""
-        tiles = (1, 1, 1) if grid is None else grid
-        count = tiles[1] * tiles[2] + (tiles[1] * tiles[2] > 1)
-        if tiles[0] != 1 or min(tiles) < 1 or tiles[1] * tiles[2] > MAX_TILES or num_rows != count * self._rows:
+        """One tile, or the square of the most tiles: of others the number of rows doesn't tell lines from columns."""
+        super().embeds_grid(num_rows, grid)
+        side = math.isqrt(self._most_tiles({}))
+        known = {self._rows: (1, 1, 1)} | ({(side**2 + 1) * self._rows: (1, side, side)} if side > 1 else {})
+        if num_rows not in known:
             raise EmbeddingsError(
-                f"Image embeddings have {num_rows} rows; {self.name} takes {self._rows} for each tile, and beside more "
-                "than one tile image_grid_thw: 1, the lines of tiles and their columns; one more is the overview."
+                f"Image embeddings have {num_rows} rows; {self.name} takes {' or '.join(map(str, known))}, since the "
+                "names of tiles stand between them and other numbers don't tell lines from columns. Pass the picture."
             )
-        return tiles
+        return known[num_rows]
 
     def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> Sequence[int | str] | None:
         _, rows, columns = grid
