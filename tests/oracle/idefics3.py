@@ -36,7 +36,7 @@ CASES: Mapping[str, tuple[Case, ...]] = dict.fromkeys(
 
 
 def build_idefics3(folder: str | Path, *, seed: int = 0, kind: str = "idefics3") -> Path:
-    """Tiles of 58 pixels (4 patches a side and a rest) that become 4 rows each; SmolVLM's table is of 5 x 5 positions."""
+    """Tiles of 58 pixels (4 patches a side and a rest) that become 4 rows each; SmolVLM has 5 x 5 positions."""
     from .llava_kin import decoder_tensors, siglip_tensors
 
     tokens = ["<|endoftext|>", "<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>"]

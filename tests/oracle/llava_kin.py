@@ -192,7 +192,7 @@ def build_llava_siglip(folder: str | Path, *, seed: int = 0, text: str = "qwen2"
 
 
 def _decoder(text: str) -> dict[str, Any]:
-    own = {"phi3": {"pad_token_id": None}, "qwen3": {"head_dim": 24}}
+    own: dict[str, dict[str, Any]] = {"phi3": {"pad_token_id": None}, "qwen3": {"head_dim": 24}}
     return {**_TEXTS.get(text, {}), **own.get(text, {}), "model_type": text}
 
 

@@ -48,8 +48,8 @@ class ImagePlan:
 
     The steps in order: border (margins of one colour), transpose, first resize, resize, crop, pad, transpose back.
     `canvas_*_px` is the size that results, `grid` the (time, height, width) of the patch grid the tower sees,
-    `num_patches` what it costs the tower, `num_tokens` how many rows of embeddings come of it: what it costs the prompt,
-    unless tokens of text stand between them.
+    `num_patches` what it costs the tower, `num_tokens` how many rows of embeddings come of it: what it costs the
+    prompt, unless tokens of text stand between them.
 
     `view` is the plan of a second canvas of the same picture, no wider than the first: it stands below the first at its
     left edge, and beside it is black. `canvas_*_px` does not count it; `num_patches` and `num_tokens` do.

@@ -180,7 +180,7 @@ class Llava(Family):
         slots |= same_names("multi_modal_projector.linear_2", "encoder.projector.second")
         return WeightMap(
             slots,
-            ignored=(*unused, "language_model.lm_head.") if self.spec.decoder.tied_head else unused,
+            ignored=(*self._unused_head(), *unused),
             renames=(
                 ("model.language_model.", "language_model.model."),
                 ("lm_head.", "language_model.lm_head."),
@@ -188,6 +188,9 @@ class Llava(Family):
                 ("model.vision_tower.", "vision_tower."),
             ),
         )
+
+    def _unused_head(self) -> tuple[str, ...]:
+        return ("language_model.lm_head.",) if self.spec.decoder.tied_head else ()
 
     def _tower_weights(self, prefix: str) -> tuple[dict[str, WeightSlot], tuple[str, ...]]:
         """The names below `prefix` that are used, and beginnings of those that are not."""
