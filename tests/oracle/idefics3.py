@@ -42,7 +42,7 @@ def build_idefics3(folder: str | Path, *, seed: int = 0, kind: str = "idefics3")
     tokens = ["<|endoftext|>", "<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>"]
     names = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     tokenizer = _qwen_tokenizer([_special(token) for token in (*tokens, "<global-img>", *names)])
-    first, vocab = _id(tokenizer, "<|endoftext|>"), _id(tokenizer, names[-1]) + 22
+    first, vocab = _id(tokenizer, "<|endoftext|>"), _id(tokenizer, "<|endoftext|>") + 64
     config = _config(kind, _id(tokenizer, "<image>"), vocab)
     text, vision = config["text_config"], config["vision_config"]
     t = _Tensors(_FIRST_SEED[kind] + seed, torch.bfloat16)

@@ -128,7 +128,8 @@ def test_greedy_tokens_are_decided_clearly(folders: dict[str, Path], variant: st
     assert 1 < answer.logits[-1].std() < 3
     assert answer.logits.shape == (len(answer.token_ids), _vocabulary(folders[variant]))
     assert max(answer.greedy) < _first_special(folders[variant])
-    assert min(answer.greedy) > 2 or model_type(folders[variant]).startswith("qwen")
+    letters_first = ("qwen", "llava_onevision", "idefics3", "smolvlm")  # where others have control tokens
+    assert min(answer.greedy) > 2 or model_type(folders[variant]).startswith(letters_first)
     assert len(set(answer.greedy)) > 5
 
 
