@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, int]] = {
     "vipllava": {},
     "qwen2_vl": {"max_pixels": 1280 * 784},
     "qwen2_5_vl": {"max_pixels": 1280 * 784},
+    "qwen3_vl": {"max_pixels": 1280 * 784},
     "phi3_v": {"num_crops": 16},
     "mistral3": {"longest_edge": 1540},
     "internvl": {},
@@ -57,7 +58,7 @@ def _name(family: Family) -> str:
     names |= {"LlavaNext": "llava_next", "VipLlava": "vipllava", "Mistral3": "mistral3", "InternVL": "internvl"}
     names |= {"LlavaNextVideo": "llava_next_video", "LlavaOnevision": "llava_onevision"}
     names |= {"Idefics3": "idefics3", "SmolVLM": "smolvlm"}
-    return (names | {"Ovis2": "ovis2"})[type(family).__name__]
+    return (names | {"Ovis2": "ovis2", "Qwen3VL": "qwen3_vl"})[type(family).__name__]
 
 
 def least(family: Family) -> int:
@@ -65,7 +66,7 @@ def least(family: Family) -> int:
     sides = {"llava": tile, "vipllava": tile, "llava_next": 2 * tile, "phi3_v": tile}
     sides |= {"llava_next_video": 2 * tile, "llava_onevision": tile, "idefics3": tile, "smolvlm": tile}
     sides |= {"mistral3": 784, "internvl": tile, "ovis2": tile}
-    return (sides | {"qwen2_vl": 784, "qwen2_5_vl": 784})[_name(family)]
+    return (sides | {"qwen2_vl": 784, "qwen2_5_vl": 784, "qwen3_vl": 1024})[_name(family)]
 
 
 @pytest.mark.parametrize("name", EVERY_FAMILY)

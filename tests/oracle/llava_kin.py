@@ -23,7 +23,8 @@ from .checkpoints import (
     _qwen_tokenizer,
     _special,
     _Tensors,
-    _text_layer,
+    _text_attention,
+    _text_mlp,
     _write,
 )
 from .checkpoints import (
@@ -100,7 +101,9 @@ def decoder_tensors(t: _Tensors, prefix: str, head: str, text: Mapping[str, Any]
     width, vocab, tied = text["hidden_size"], text["vocab_size"], text.get("tie_word_embeddings", False)
     table = t.normal(f"{prefix}embed_tokens.weight", vocab, width, std=0.3 if tied else 1.0)
     for index in range(text["num_hidden_layers"]):
-        _text_layer(t, f"{prefix}layers.{index}", dict(text), fused=text["model_type"] == "phi3")
+        layer, fused = f"{prefix}layers.{index}", text["model_type"] == "phi3"
+        _text_attention(t, layer, dict(text), fused=fused)
+        _text_mlp(t, f"{layer}.mlp", dict(text), fused=fused)
     t.norm(f"{prefix}norm", width)
     if tied:
         _mute(table, never, 0.1)

@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from .checkpoints import (
-    CASES as OTHERS,
-)
+from .checkpoints import CASES as OTHERS
 from .checkpoints import (
     QWEN_TOKENS,
     Case,
@@ -23,9 +21,10 @@ from .checkpoints import (
     _Tensors,
     _write,
 )
+from .experts import QWEN3_MOE, has_experts, stacked_experts
 
-CASES: Mapping[str, tuple[Case, ...]] = {"qwen3_vl": OTHERS["qwen2_vl"]}
-_FIRST_SEED = {"qwen3_vl": 0, "qwen3_vl-untied": 0}
+CASES: Mapping[str, tuple[Case, ...]] = {"qwen3_vl": OTHERS["qwen2_vl"], "qwen3_vl_moe": OTHERS["qwen2_vl"]}
+_FIRST_SEED = {"qwen3_vl": 461, "qwen3_vl-untied": 7, "qwen3_vl_moe": 0}
 HALF = [0.5, 0.5, 0.5]
 PREFIXES = {"model.": "model.language_model.", "visual.": "model.visual.", "lm_head.": "lm_head."}
 
@@ -39,6 +38,21 @@ def build_qwen3_vl(
     tokenizer = _qwen_tokenizer([_special(token) for token in QWEN_TOKENS])
     config = _config(_id(tokenizer, "<|endoftext|>"), tied=tied, deepstack=deepstack)
     _weights(config, _FIRST_SEED["qwen3_vl" if tied else "qwen3_vl-untied"] + seed).save(folder)
+    _write(folder, tokenizer, qwen3_files(tokenizer, config))
+    return folder
+
+
+def build_qwen3_vl_moe(folder: str | Path, *, seed: int = 0) -> Path:
+    """The same with experts in the last two of its layers, as Qwen/Qwen3-VL-30B-A3B-Instruct is published."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _qwen_tokenizer([_special(token) for token in QWEN_TOKENS])
+    config = _config(_id(tokenizer, "<|endoftext|>"), tied=False, deepstack=(0, 2))
+    config |= {"architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe"}
+    added = {key: value for key, value in QWEN3_MOE.items() if key not in ("architectures", "model_type")}
+    config["text_config"] |= {**added, "mlp_only_layers": [0], "model_type": "qwen3_vl_moe_text"}
+    config["vision_config"]["model_type"] = "qwen3_vl_moe"
+    _weights(config, _FIRST_SEED["qwen3_vl_moe"] + seed).save(folder)
     _write(folder, tokenizer, qwen3_files(tokenizer, config))
     return folder
 
@@ -123,6 +137,10 @@ def _weights(config: dict[str, Any], seed: int) -> _Tensors:
         layer = f"model.layers.{index}"
         kv_width = text["head_dim"] * text["num_key_value_heads"]
         _split_layer(t, layer, width=text["hidden_size"], mlp=text["intermediate_size"], kv_width=kv_width, bias=False)
+        if has_experts(text, index):
+            for name in ("gate_proj", "up_proj", "down_proj"):
+                del t.by_name[f"{layer}.mlp.{name}.weight"]
+            stacked_experts(t, f"{layer}.mlp", text, text["num_experts"])
         for name in ("q_norm", "k_norm"):
             t.norm(f"{layer}.self_attn.{name}", text["head_dim"])
     rename(t)
@@ -165,7 +183,8 @@ def vision_weights(t: _Tensors, vision: dict[str, Any]) -> None:
     for name, normed in mergers.items():
         t.norm(f"{name}.norm", normed, bias=True)
         t.linear(f"{name}.linear_fc1", merged, merged, gain=1.5, bias=True)
-        t.linear(f"{name}.linear_fc2", vision["out_hidden_size"], merged, gain=1.5, bias=True)
+        gain = 1.5 if normed == width else 0.7  # what is added later stays below what is there
+        t.linear(f"{name}.linear_fc2", vision["out_hidden_size"], merged, gain=gain, bias=True)
 
 
-BUILDERS: Mapping[str, Callable[..., Path]] = {"qwen3_vl": build_qwen3_vl}
+BUILDERS: Mapping[str, Callable[..., Path]] = {"qwen3_vl": build_qwen3_vl, "qwen3_vl_moe": build_qwen3_vl_moe}

@@ -62,6 +62,7 @@ QWEN_PROCESSORS: dict[str, Any] = {
     "qwen2_vl": Qwen2VLProcessor,
     "qwen2_5_vl": Qwen2_5_VLProcessor,
     "qwen3_vl": Qwen3VLProcessor,
+    "qwen3_vl_moe": Qwen3VLProcessor,
 }
 
 
@@ -100,8 +101,8 @@ def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Fl
     if len(images) > 1 and model_type(folder) in ("idefics3", "smolvlm"):  # whose answer is one for a whole prompt
         return [rows for image in images for rows in image_features(folder, [image])]
     model, processor = load(folder)
-    given = _of_one_prompt(folder, images)
-    batch = processor.image_processor(images=given, return_tensors="pt", **_image_options(folder))
+    options = _image_options(folder)
+    batch = processor.image_processor(images=_of_one_prompt(folder, images), return_tensors="pt", **options)
     counts, grids = batch.pop("num_patches", None), batch.pop("grids", None)
     with torch.no_grad():
         output = model.model.get_image_features(**batch, return_dict=True)

@@ -81,6 +81,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ovis2": ("ovis2", {}),
     "qwen3_vl": ("qwen3_vl", {}),
     "qwen3_vl-untied": ("qwen3_vl", {"tied": False, "deepstack": (1,)}),
+    "qwen3_vl_moe": ("qwen3_vl_moe", {}),
     "phi3_v": ("phi3_v", {}),
     "phi3_v-switch-32": ("phi3_v", {"original_max_position": 32}),
     "llama": ("llama", {}),
@@ -96,6 +97,8 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen2-untied": ("qwen2", {"tie_word_embeddings": False, "num_key_value_heads": 4, "num_hidden_layers": 2}),
     "qwen3": ("qwen3", {}),
+    "qwen3_moe": ("qwen3_moe", {}),
+    "qwen3_moe-mixed": ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 2, "tie_word_embeddings": False}),
     "qwen3-biased": ("qwen3", {"attention_bias": True, "head_dim": 16, "tie_word_embeddings": False}),
 }
 # The first of each shape runs in every test of the engine, all of them where families differ.

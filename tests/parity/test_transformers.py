@@ -273,7 +273,7 @@ def _one_placeholder_each(llm: LLM, token_ids: list[int], case: Case) -> list[in
     placeholder = tokenizer.token_id(family.placeholder)
     if family.layout_tokens:
         text = case.prompt.replace(family.text_placeholder or family.placeholder, family.placeholder)
-        return tokenizer.encode(text)
+        return list(tokenizer.encode(text))
     ids = [t for i, t in enumerate(token_ids) if t != placeholder or i == 0 or token_ids[i - 1] != placeholder]
     assert ids.count(placeholder) == len(case.sizes)
     return ids

@@ -144,7 +144,8 @@ class MediaSpan:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """A request in integers and pixels. `spans[i]` is where `media[i]` goes."""
+    """A request in integers and pixels. `spans[i]` is where `media[i]` goes. Inside one of `open_spans` all tokens see
+    each other, later ones too; they are in order and don't overlap."""
 
     request_id: str
     token_ids: tuple[int, ...]
@@ -156,6 +157,7 @@ class EngineRequest:
     position_delta: int = 0  # position of token i after the prompt = i + delta
     bad_words: tuple[tuple[int, ...], ...] = ()
     salt: bytes = b""
+    open_spans: tuple[MediaSpan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

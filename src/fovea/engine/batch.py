@@ -70,6 +70,7 @@ def build_batch(
         query_starts=query_starts,
         arrivals=arrivals,
         positions=positions,
+        open_spans=_open_spans(chunks),
     )
     return ForwardBatch(token_ids, attention, logit_rows)
 
@@ -171,6 +172,17 @@ def _block_tables(chunks: list[Chunk], idle_block: int) -> np.ndarray:
     for i, chunk in enumerate(chunks):
         tables[i, : len(chunk.sequence.blocks)] = chunk.sequence.blocks
     return tables
+
+
+def _open_spans(chunks: list[Chunk]) -> list[tuple[tuple[int, int], ...]] | None:
+    """See AttentionBatch."""
+    if not any(chunk.sequence.request.open_spans for chunk in chunks):
+        return None
+    found = []
+    for chunk in chunks:
+        spans = chunk.sequence.request.open_spans
+        found.append(tuple((s.start, s.end) for s in spans if s.start < chunk.end and chunk.start < s.end))
+    return found if any(found) else None
 
 
 def _decode_mask(kv_lens: list[int], block_size: int) -> Tensor | None:

@@ -216,6 +216,10 @@ class Family(ABC):
         """Rotary positions of the prompt [rows, num_tokens] (None: 0, 1, 2, ...) and the shift of what follows it."""
         return None, 0
 
+    def open_spans(self, num_tokens: int, spans: Sequence[MediaSpan]) -> tuple[MediaSpan, ...]:
+        """Ranges of the prompt inside which all tokens see each other (EngineRequest)."""
+        return ()
+
     def stop_tokens(self) -> frozenset[int]:
         """Ids that end an answer."""
         ids: set[int] = set()

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Those whose decoder runs over Fovea's pages of keys and values; each gives what transformers gives (docs/models.md).
-GENERIC: frozenset[str] = frozenset()
+GENERIC: frozenset[str] = frozenset(
+    """
+    lighton_ocr llava llava_next llava_next_video llava_onevision mistral3 paddleocr_vl pp_chart2table qianfan_ocr
+    qwen2_5_omni_thinker qwen2_5_vl qwen2_vl video_llama_3 video_llava vipllava
+    """.split()
+)
 
 # The model types of transformers' MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES (5.23).
 _TYPES = """
@@ -56,6 +61,8 @@ class Bridged(Family):
         self.model_type = str(files.config.get("model_type", ""))
         names = files.config.get("architectures") or [self.model_type]
         self._architecture = str(names[0])
+        starts = (files.config.get(key) for key in ("decoder_start_token_id", "bos_token_id", "pad_token_id"))
+        self.start_token_id = next((token_id for token_id in starts if isinstance(token_id, int)), 0)
         ids = (files.config.get(key) for key in ("image_token_id", "image_token_index"))
         self.image_token_id = next((token_id for token_id in ids if isinstance(token_id, int)), -1)
         super().__init__(files)
@@ -165,9 +172,12 @@ def _as_it_is(width_px: int, height_px: int) -> ImagePlan:
 
 
 def _number(config: Any, names: tuple[str, ...], default: int) -> int:
-    """The first of these that is a positive whole number."""
+    """The first of these that is a positive whole number. Where layers differ, the first layer speaks for all."""
     for name in names:
-        value = getattr(config, name, None)
+        try:
+            value = getattr(config, name, None)
+        except AttributeError:  # transformers will not say, because layers differ
+            value = getattr(config.per_layer_config[0], name, None)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return default

@@ -15,8 +15,8 @@ from fovea.families.backbones import text_backbone
 from fovea.families.base import CLIP_MEAN, CLIP_STD, Family, Mark
 from fovea.families.config_reader import Section
 from fovea.families.llava import Llava
-from fovea.families.parts import joined, same_names
-from fovea.families.spec import ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
+from fovea.families.parts import joined, same_names, tied_unless_published
+from fovea.families.spec import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
 
 MAX_TILES = 64  # of a picture, beside the overview
 STEPS = ("do_resize", "do_rescale", "do_normalize")
@@ -121,9 +121,12 @@ class TiledModel(Llava):
             raise EmbeddingsError(f"Image embeddings have {num_rows} rows; no picture has so many with {self.name}.")
         return (1, *fitting[0])
 
-    def decoder_and_text(self) -> Any:
+    def read_decoder(self) -> DecoderSpec:
         self.backbone, text = text_backbone(self.files.config, self.usual_text)
         return self.backbone.read_decoder(text, tied_head=self._tied(text))
+
+    def _tied(self, text: Section) -> bool:
+        return tied_unless_published(self.config, self.files.folder)
 
 
 class InternVL(TiledModel):
@@ -139,7 +142,7 @@ class InternVL(TiledModel):
     def read_spec(self) -> ModelSpec:
         self.config.expect("projector_hidden_act", "gelu")
         self.config.expect("vision_feature_select_strategy", "default")
-        decoder = self.decoder_and_text()
+        decoder = self.read_decoder()
         vision = self.config.section("vision_config")
         tower_px, patch_px = square(vision, "image_size", 448), square(vision, "patch_size", 14)
         ratio = self.config.positive("downsample_ratio", 0.5)
@@ -216,7 +219,8 @@ class InternVL(TiledModel):
             ("model.multi_modal_projector.", projector),
             ("model.vision_tower.", tower),
         )
-        return WeightMap(slots, (*self._unused_head(), *unused, f"{tower}embeddings.mask_token"), renames)
+        tied = ["language_model.lm_head."] if decoder.tied_head else []
+        return WeightMap(slots, (*tied, *unused, f"{tower}embeddings.mask_token"), renames)
 
     def _vit_weights(self, prefix: str) -> dict[str, WeightSlot]:
         spec = self.spec.tower
@@ -246,7 +250,8 @@ def square(section: Section, key: str, default: int) -> int:
     """A side that the config gives alone or twice."""
     value: Any = section.get(object, key, default)
     sides: list[Any] = value if isinstance(value, list) else [value]
-    if any(isinstance(s, bool) or not isinstance(s, int) or s < 1 or s != sides[0] for s in sides) or len(sides) > 2:
+    wrong = any(isinstance(s, bool) or not isinstance(s, int) or s < 1 or s != sides[0] for s in sides)
+    if wrong or not 1 <= len(sides) <= 2:
         raise UnsupportedModelError(f"config.json.vision_config: {key!r} is {value!r}; supported: a square.")
     return int(sides[0])
 

@@ -14,8 +14,9 @@ from fovea.core.errors import InvalidOptionError, MediaLimitError
 from fovea.core.types import ImagePlan, PixelBudget
 from fovea.families.backbones import text_backbone
 from fovea.families.base import CLIP_MEAN, CLIP_STD
+from fovea.families.config_reader import Section
 from fovea.families.llava import Llava
-from fovea.families.parts import given_grid, joined, largest_fitting, same_names
+from fovea.families.parts import given_grid, joined, largest_fitting, same_names, tied_unless_published
 from fovea.families.spec import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
 
 DEFAULT_LONGEST_EDGE = 1024  # of transformers' PixtralImageProcessor
@@ -46,6 +47,9 @@ class Mistral3(Llava):
             image_std=self.triple("image_std", CLIP_STD),
             dtype=self.dtype("bfloat16"),
         )
+
+    def _tied(self, text: Section) -> bool:
+        return tied_unless_published(self.config, self.files.folder)
 
     def joining(self, decoder: DecoderSpec) -> ProjectorSpec:
         return ProjectorSpec(

@@ -27,7 +27,7 @@ class Ovis2(TiledModel):
     encoder = "marked_tiles"
 
     def read_spec(self) -> ModelSpec:
-        decoder = self.decoder_and_text()
+        decoder = self.read_decoder()
         self.config.expect("hidden_size", decoder.hidden_size)
         vision = self.config.section("vision_config")
         tower = self._aim(vision)
@@ -71,7 +71,9 @@ class Ovis2(TiledModel):
             )
         bias = vision.get(bool, "qkv_bias", False)
         if bias != vision.get(bool, "mlp_bias", False):
-            raise UnsupportedModelError("config.json.vision_config: 'qkv_bias' and 'mlp_bias' differ.")
+            raise UnsupportedModelError(
+                "config.json.vision_config: 'qkv_bias' and 'mlp_bias' differ; supported: both or none."
+            )
         return TowerSpec(
             num_layers=vision.count("num_hidden_layers", 24),
             width=vision.count("hidden_size", 1024),

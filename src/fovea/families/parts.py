@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fovea.core.errors import EmbeddingsError, UnsupportedModelError
 from fovea.core.types import MediaSpan
-from fovea.families.config_reader import Section
-from fovea.families.spec import DecoderSpec, RopeRegime, RopeSpec, TowerSpec, WeightSlot
+from fovea.families.config_reader import Section, tensor_names
+from fovea.families.spec import DecoderSpec, MoeSpec, RopeRegime, RopeSpec, TowerSpec, WeightSlot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +43,20 @@ def llama_decoder(text: Section, rope: RopeSpec, *, qkv_bias: bool, tied_head: b
         tied_head=tied_head,
         max_positions=text.count("max_position_embeddings", 2048),
     )
+
+
+def qwen3_experts(text: Section, decoder: DecoderSpec, *, num_experts: int, top_k: int, width: int) -> MoeSpec | None:
+    """Qwen3's spelling, with its class's defaults: every so many layers but those listed. None: no layer has any."""
+    experts = text.get(int, "num_experts", text.get(int, "num_local_experts", num_experts))
+    step = text.count("decoder_sparse_step", 1)
+    plain = text.floats("mlp_only_layers") if "mlp_only_layers" in text else ()
+    layers = tuple(i for i in range(decoder.num_layers) if (i + 1) % step == 0 and i not in plain)
+    if experts < 1 or not layers:
+        return None
+    top_k = text.count("num_experts_per_tok", top_k)
+    if top_k > experts:
+        raise UnsupportedModelError(f"config.json: 'num_experts_per_tok' is {top_k}; there are {experts} experts.")
+    return MoeSpec(experts, top_k, text.count("moe_intermediate_size", width), layers)
 
 
 def clip_tower(
@@ -106,8 +121,13 @@ def siglip_tower(
     )
 
 
-def decoder_weights(prefix: str, head: str, spec: DecoderSpec, *, fused: bool) -> dict[str, WeightSlot]:
-    """Names below `prefix` ("model."); `fused` when the checkpoint itself joins qkv and gate_up."""
+def decoder_weights(
+    prefix: str, head: str, spec: DecoderSpec, *, fused: bool, stacked_experts: bool = False
+) -> dict[str, WeightSlot]:
+    """Names below `prefix` ("model."); `fused` when the checkpoint itself joins qkv and gate_up.
+
+    stacked_experts: one tensor holds what all experts of a layer have.
+    """
     slots = {f"{prefix}embed_tokens.weight": WeightSlot("decoder.embed.weight")}
     slots[f"{prefix}norm.weight"] = WeightSlot("decoder.norm.weight")
     if not spec.tied_head:
@@ -117,7 +137,10 @@ def decoder_weights(prefix: str, head: str, spec: DecoderSpec, *, fused: bool) -
         slots[f"{theirs}input_layernorm.weight"] = WeightSlot(f"{ours}attention_norm.weight")
         slots[f"{theirs}post_attention_layernorm.weight"] = WeightSlot(f"{ours}mlp_norm.weight")
         slots[f"{theirs}self_attn.o_proj.weight"] = WeightSlot(f"{ours}out.weight")
-        slots[f"{theirs}mlp.down_proj.weight"] = WeightSlot(f"{ours}down.weight")
+        if spec.moe is not None and i in spec.moe.layers:
+            slots |= _expert_weights(f"{theirs}mlp.", f"{ours}experts.", spec, stacked=stacked_experts)
+        else:
+            slots |= _mlp_weights(f"{theirs}mlp.", ours, spec.intermediate_size, fused=fused)
         if spec.out_bias:
             slots[f"{theirs}self_attn.o_proj.bias"] = WeightSlot(f"{ours}out.bias")
         if spec.qk_norm:
@@ -125,12 +148,37 @@ def decoder_weights(prefix: str, head: str, spec: DecoderSpec, *, fused: bool) -
             slots[f"{theirs}self_attn.k_norm.weight"] = WeightSlot(f"{ours}k_norm.weight")
         if fused:
             slots[f"{theirs}self_attn.qkv_proj.weight"] = WeightSlot(f"{ours}qkv.weight")
-            slots[f"{theirs}mlp.gate_up_proj.weight"] = WeightSlot(f"{ours}gate_up.weight")
             continue
         kinds = ("weight", "bias") if spec.qkv_bias else ("weight",)
         slots |= joined(theirs + "self_attn.", ours + "qkv", qkv_rows(spec), kinds)
-        rows = {"gate_proj": spec.intermediate_size, "up_proj": spec.intermediate_size}
-        slots |= joined(theirs + "mlp.", ours + "gate_up", rows, ("weight",))
+    return slots
+
+
+def _mlp_weights(theirs: str, ours: str, width: int, *, fused: bool) -> dict[str, WeightSlot]:
+    """A gated MLP; `fused` when the checkpoint itself joins gate and up."""
+    slots = {f"{theirs}down_proj.weight": WeightSlot(f"{ours}down.weight")}
+    if fused:
+        return slots | {f"{theirs}gate_up_proj.weight": WeightSlot(f"{ours}gate_up.weight")}
+    return slots | joined(theirs, ours + "gate_up", {"gate_proj": width, "up_proj": width}, ("weight",))
+
+
+def _expert_weights(theirs: str, ours: str, spec: DecoderSpec, *, stacked: bool) -> dict[str, WeightSlot]:
+    moe, hidden = spec.moe, spec.hidden_size
+    assert moe is not None
+    slots = {f"{theirs}gate.weight": WeightSlot(f"{ours}router")}
+    if moe.scoring == "sigmoid":
+        slots[f"{theirs}gate.e_score_correction_bias"] = WeightSlot(f"{ours}router_bias")
+    if moe.shared_width:
+        slots |= _mlp_weights(f"{theirs}shared_experts.", f"{ours}shared_", moe.shared_width, fused=False)
+    if stacked:
+        for name, our_name in (("gate_up_proj", "gate_up"), ("down_proj", "down")):
+            slots[f"{theirs}experts.{name}"] = WeightSlot(ours + our_name, stacked=moe.num_experts)
+        return slots
+    for i in range(moe.num_experts):
+        for part, name in enumerate(("gate_proj", "up_proj")):
+            start = (2 * i + part) * moe.width
+            slots[f"{theirs}experts.{i}.{name}.weight"] = WeightSlot(f"{ours}gate_up", start, moe.width)
+        slots[f"{theirs}experts.{i}.down_proj.weight"] = WeightSlot(f"{ours}down", i * hidden, hidden)
     return slots
 
 
@@ -227,13 +275,14 @@ def longrope_scale(max_positions: int, original: int) -> float:
     return 1.0 if ratio <= 1.0 else math.sqrt(1 + math.log(ratio) / math.log(original))
 
 
-def interpolated(rows: int, columns: int, side: int, max_tiles: int) -> tuple[int, int]:
-    """The (rows, columns) that a field's rows of embeddings are interpolated to (LLaVA-OneVision's "anyres_max_9").
-
-    As they are if there is no limit, or about as many as fit: side**2 in each of `max_tiles` tiles.
-    """
-    ratio = math.sqrt(rows * columns / (max_tiles * side**2)) if max_tiles else 0.0
-    return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)
+def tied_unless_published(config: Section, folder: Path) -> bool:
+    """Whether the head is the embedding: by default it is, but a head in the checkpoint is one of its own (the rule of
+    transformers 5, on which published configs rely). Without a checkpoint only a config that says so ties."""
+    names = tensor_names(folder)
+    if names is None:
+        return config.get(bool, "tie_word_embeddings", False)
+    published = any(name.endswith("lm_head.weight") for name in names)
+    return config.get(bool, "tie_word_embeddings", True) and not published
 
 
 def given_grid(
@@ -266,3 +315,12 @@ def largest_fitting(width_px: int, height_px: int, factor: int, max_pixels: int)
     else:
         rows = min(rows, most // columns)
     return columns * factor, rows * factor
+
+
+def interpolated(rows: int, columns: int, side: int, max_tiles: int) -> tuple[int, int]:
+    """The (rows, columns) that a field's rows of embeddings are interpolated to (LLaVA-OneVision's "anyres_max_9").
+
+    As they are if there is no limit, or about as many as fit: side**2 in each of `max_tiles` tiles.
+    """
+    ratio = math.sqrt(rows * columns / (max_tiles * side**2)) if max_tiles else 0.0
+    return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from fovea.core.errors import UnsupportedModelError
 from fovea.families.config_reader import Section
@@ -35,6 +35,7 @@ SECTIONS = (24.0, 20.0, 20.0)
 class Qwen3VL(Qwen2VL):
     architectures = ("Qwen3VLForConditionalGeneration",)
     text_defaults = TEXT_DEFAULTS
+    stacked_experts: ClassVar[bool] = False
 
     def read_decoder(self, text: Section) -> DecoderSpec:
         bias = text.get(bool, "attention_bias", False)
@@ -87,11 +88,13 @@ class Qwen3VL(Qwen2VL):
 
     def weight_map(self) -> WeightMap:
         spec = self.spec
-        slots = decoder_weights("model.", "lm_head", spec.decoder, fused=False)
-        slots |= same_names("visual.patch_embed.proj", "encoder.tower.patch")
-        slots["visual.pos_embed.weight"] = WeightSlot("encoder.tower.positions")
+        slots = decoder_weights(
+            "model.language_model.", "lm_head", spec.decoder, fused=False, stacked_experts=self.stacked_experts
+        )
+        slots |= same_names("model.visual.patch_embed.proj", "encoder.tower.patch")
+        slots["model.visual.pos_embed.weight"] = WeightSlot("encoder.tower.positions")
         for i in range(spec.tower.num_layers):
-            theirs, ours = f"visual.blocks.{i}.", f"encoder.tower.blocks.{i}."
+            theirs, ours = f"model.visual.blocks.{i}.", f"encoder.tower.blocks.{i}."
             pairs = {"attn.qkv": "qkv", "attn.proj": "out", "norm1": "norm1", "norm2": "norm2"}
             for name, our_name in {**pairs, "mlp.linear_fc1": "up", "mlp.linear_fc2": "down"}.items():
                 slots |= same_names(theirs + name, ours + our_name)
@@ -99,9 +102,9 @@ class Qwen3VL(Qwen2VL):
         mergers |= {f"deepstack_merger_list.{i}.": f"deepstack.{i}." for i in range(spec.projector.deepstack)}
         for theirs, ours in mergers.items():
             for name, our_name in {"norm": "norm", "linear_fc1": "first", "linear_fc2": "second"}.items():
-                slots |= same_names(f"visual.{theirs}{name}", f"encoder.{ours}{our_name}")
+                slots |= same_names(f"model.visual.{theirs}{name}", f"encoder.{ours}{our_name}")
         ignored = ("lm_head.",) if spec.decoder.tied_head else ()
-        return WeightMap(slots, ignored, (("model.language_model.", "model."), ("model.visual.", "visual.")))
+        return WeightMap(slots, ignored)
 
 
 def _levels(vision: Section, num_layers: int) -> tuple[int, ...]:

@@ -24,7 +24,9 @@ from fovea.families.qwen2 import Qwen2
 from fovea.families.qwen2_5_vl import Qwen2_5VL
 from fovea.families.qwen2_vl import Qwen2VL
 from fovea.families.qwen3 import Qwen3
+from fovea.families.qwen3_moe import Qwen3Moe
 from fovea.families.qwen3_vl import Qwen3VL
+from fovea.families.qwen3_vl_moe import Qwen3VLMoe
 from fovea.families.vipllava import VipLlava
 
 FAMILIES: tuple[type[Family], ...] = (
@@ -40,6 +42,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen2VL,
     Qwen2_5VL,
     Qwen3VL,
+    Qwen3VLMoe,
     Mistral3,
     InternVL,
     Ovis2,
@@ -48,6 +51,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Phi3,
     Qwen2,
     Qwen3,
+    Qwen3Moe,
 )
 
 
@@ -66,9 +70,14 @@ def load_family(folder: Path, model_impl: ModelImpl = "auto") -> Family:
 
 
 def _bridged(files: ModelFiles, model_impl: ModelImpl) -> Bridged:
-    if model_impl in ("generic", "compatible"):
-        return Bridged(files, model_impl)
-    return Bridged(files, "generic" if files.config["model_type"] in GENERIC else "compatible")
+    model_type = files.config.get("model_type")
+    if model_impl == "generic" and model_type not in GENERIC:
+        raise UnsupportedModelError(
+            f"model_impl is 'generic', which is not known to answer right with the model type {model_type!r}; "
+            f"it is with: {', '.join(sorted(GENERIC))}. Use 'auto' or 'compatible'."
+        )
+    is_generic = model_impl != "compatible" and model_type in GENERIC
+    return Bridged(files, "generic" if is_generic else "compatible")
 
 
 def _own_family(files: ModelFiles, folder: Path) -> type[Family] | None:

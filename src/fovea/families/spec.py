@@ -30,8 +30,9 @@ class RopeSpec:
     """Rotary positions.
 
     `sections` splits the frequencies between the rows of 3-row positions (M-RoPE: time, height, width); None means
-    1-row positions. `interleaved`: the rows take turns along the frequencies instead of one stretch each (Qwen3-VL): height
-    has those at 1, 4, 7, ..., width those at 2, 5, 8, ..., as many as its section says, and time the rest. `switch_tokens`: a sequence with more tokens than this uses `regimes[1]` for all its positions.
+    1-row positions. `interleaved`: the rows take turns along the frequencies instead of having a stretch each: height
+    those at 1, 4, 7, ..., width those at 2, 5, 8, ..., as many as its section says, time the rest (Qwen3-VL).
+    `switch_tokens`: a sequence with more tokens than this uses `regimes[1]` for all its positions.
     """
 
     regimes: tuple[RopeRegime, ...]
@@ -41,6 +42,27 @@ class RopeSpec:
 
     def regime(self, num_tokens: int) -> int:
         return int(self.switch_tokens is not None and num_tokens > self.switch_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class MoeSpec:
+    """A mixture of experts in place of the MLP in `layers`: of `num_experts` gated MLPs a token goes through `top_k`.
+
+    `normed`: the chosen weights are divided by their sum. `scoring` "sigmoid": experts are chosen by that plus a bias
+    of their own, in the best `top_groups` of `num_groups`, and weighted without it (DeepSeek-V3, arXiv:2412.19437).
+    `scale` multiplies the weights. `shared_width`: of one more MLP, which every token goes through.
+    """
+
+    num_experts: int
+    top_k: int
+    width: int
+    layers: tuple[int, ...]
+    normed: bool = True
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    num_groups: int = 1
+    top_groups: int = 1
+    scale: float = 1.0
+    shared_width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +90,7 @@ class DecoderSpec:
     out_bias: bool = False
     rotary_dim: int | None = None
     window: int | None = None
+    moe: MoeSpec | None = None
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
@@ -78,10 +101,10 @@ class TowerSpec:
     """A vision transformer over packed patches: CLIP-like, SigLIP-like or Qwen2-VL-like by its fields.
 
     `num_layers` counts the layers whose output is used: the feature layer -2 of CLIP's 24 means 23. `rope_theta` set
-    means 2-D rotary positions; `num_positions` a table of learned ones, which `interpolation` stretches from a square over
-    the picture's own grid. `temporal_patch` 2 means
-    that a still picture is repeated for both time slots. `gated`: the MLP is activation(gate) * up. `window` set means
-    that layers attend inside squares of so many merged patches a side, those of `full_layers` over the whole frame.
+    means 2-D rotary positions, `num_positions` a table of learned ones; with both, `interpolation` stretches the
+    table, a square, over the picture's own grid. `temporal_patch` 2 means that a still picture is repeated for both
+    time slots. `gated`: the MLP is activation(gate) * up. `window` set means that layers attend inside squares of so
+    many merged patches a side, those of `full_layers` over the whole frame.
     `feature_layers`: what comes out of the first so many layers stands side by side, in this order (0: what goes into
     the first); without any, the last layer's output alone.
 
@@ -133,16 +156,15 @@ class TowerSpec:
 class ProjectorSpec:
     """From tower width to decoder width: linear, GELU (erf), linear, over `merge` x `merge` patches joined.
 
-    `norm`: on each patch before joining (Qwen2-VL's merger; VipLLaVA's patches of several layers). `deepstack`: so many
-    layers of the tower beside the last have a merger of their own, whose norm is on the joined patches, and what they make
-    is added to the hidden states behind the decoder's first layers (arXiv:2406.04334). `separators`:
-    learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it that ends each
-    line (LLaVA-NeXT). `mid_width` 0: one linear layer alone.
+    `norm`: on each patch before joining (Qwen2-VL's merger; VipLLaVA's patches of several layers). `norm_joined`: it
+    is on the joined patches. `deepstack`: so many layers of the tower beside the last have a merger of their own, with
+    such a norm, whose rows are added to the hidden states behind the decoder's first layers (arXiv:2406.04334).
+    `separators`: learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it
+    that ends each line (LLaVA-NeXT). `mid_width` 0: one linear layer alone.
 
-    `norm_joined`: the norm is over the joined patches. `merge_linear`: joined patches become as wide as one by a linear
-    layer of their own, whose columns stand value by value and not patch by patch (Mistral 3). `vocabulary`: a softmax
-    over so many visual tokens, by which rows of a table are mixed, and `marks` more rows of it that stand between tiles
-    (Ovis2).
+    `merge_linear`: joined patches become as wide as one by a linear layer of their own, whose columns stand value by
+    value and not patch by patch (Mistral 3). `vocabulary`: a softmax over so many visual tokens, by which rows of a
+    table are mixed, and `marks` more rows of it that stand between tiles (Ovis2).
     """
 
     merge: int
@@ -152,8 +174,8 @@ class ProjectorSpec:
     separators: bool = False
     norm_eps: float = 1e-6
     newline: bool = False
-    deepstack: int = 0
     norm_joined: bool = False
+    deepstack: int = 0
     merge_linear: bool = False
     bias: bool = True
     vocabulary: int = 0
@@ -200,11 +222,15 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class WeightSlot:
-    """Where a checkpoint tensor goes: rows [row, row + rows) of a parameter, or all of it when rows is None."""
+    """Where a checkpoint tensor goes: rows [row, row + rows) of a parameter, or all of it when rows is None.
+
+    `stacked`: the tensor is so many matrices, which lie below one another in the parameter; each may be transposed.
+    """
 
     parameter: str
     row: int = 0
     rows: int | None = None
+    stacked: int = 0
 
 
 @dataclass(frozen=True, slots=True)

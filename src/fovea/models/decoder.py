@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fovea import kernels as ops
 from fovea.families.spec import DecoderSpec, RopeSpec
 from fovea.kernels.batch import AttentionBatch
+from fovea.models.moe import Experts
 
 KVPages = tuple[Tensor, Tensor]  # keys and values of one layer, each [blocks, block_size, G, D]
 
@@ -40,7 +41,7 @@ class Embedding(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, spec: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderSpec, number: int) -> None:
         super().__init__()
         self.num_heads = spec.num_heads
         heads = spec.num_heads + 2 * spec.num_kv_heads
@@ -52,12 +53,18 @@ class DecoderLayer(nn.Module):
             self.head_norms = self.q_norm, self.k_norm
         self.out = nn.Linear(spec.num_heads * spec.head_dim, spec.hidden_size, bias=spec.out_bias)
         self.mlp_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.has_experts = spec.moe is not None and number in spec.moe.layers
+        if spec.moe is not None and self.has_experts:
+            self.experts = Experts(spec.hidden_size, spec.moe)
+            return
         self.gate_up = nn.Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=False)
         self.down = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
 
     def forward(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:  # [T, hidden], may overwrite x
         q = ops.norm_qkv(x, self.attention_norm, self.qkv, self.num_heads, *pages, batch, self.head_norms)
         x = ops.linear_add(ops.paged_attention(q, *pages, batch).flatten(1), self.out, x)
+        if self.has_experts:
+            return x + self.experts(self.mlp_norm(x))
         hidden = ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
         return ops.linear_add(hidden, self.down, x)
 
@@ -67,7 +74,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.embed = Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(spec) for _ in range(spec.num_layers))
+        self.layers = nn.ModuleList(DecoderLayer(spec, number) for number in range(spec.num_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         if not spec.tied_head:
             self.head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,13 +30,12 @@ KNOWN_GRIDS = 32  # sizes whose patches' places are kept: less than a megabyte e
 class Projector(nn.Module):
     """See ProjectorSpec."""
 
-    def __init__(self, spec: ProjectorSpec, width: int, *, joined_norm: bool = False) -> None:
-        """joined_norm: the norm is on what is joined, not on each patch."""
+    def __init__(self, spec: ProjectorSpec, width: int) -> None:
         super().__init__()
         joined = width * spec.merge**2
-        self.joined_norm = joined_norm or spec.norm_joined
+        self.norm_joined = spec.norm_joined
         if spec.norm:
-            self.norm = make_norm(spec.norm, joined if self.joined_norm else width, spec.norm_eps)
+            self.norm = make_norm(spec.norm, joined if spec.norm_joined else width, spec.norm_eps)
         if spec.merge_linear:
             self.merging = nn.Linear(joined, width, bias=False)
             joined = width
@@ -55,12 +54,14 @@ class Projector(nn.Module):
         x = self.first(x)
         return x if self.second is None else self.second(F.gelu(x))
 
-    def merge(self, x: Tensor, patches: int) -> Tensor:
+    def merged(self, x: Tensor, patches: int) -> Tensor:
         """Patches [P, width], so many behind one another joined, to rows [P / patches, hidden]."""
-        joined = x.unflatten(0, (-1, patches))
-        if not self.spec.norm:
-            return self(joined.flatten(1))
-        rows: Tensor = self(self.norm(joined.flatten(1)) if self.joined_norm else self.norm(joined).flatten(1))
+        if self.norm_joined or not self.spec.norm:
+            x = x.unflatten(0, (-1, patches)).flatten(1)
+            x = self.norm(x) if self.spec.norm else x
+        else:
+            x = self.norm(x).unflatten(0, (-1, patches)).flatten(1)
+        rows: Tensor = self(x)
         return rows
 
 
@@ -98,8 +99,8 @@ class ImageEncoder(nn.Module):
         made: type[nn.Module] = VisualVocabulary if spec.projector.vocabulary else Projector
         self.projector: Any = made(spec.projector, width // (1 + levels))
         if levels:
-            width = spec.tower.width
-            self.deepstack = nn.ModuleList(Projector(spec.projector, width, joined_norm=True) for _ in range(levels))
+            own = replace(spec.projector, norm_joined=True)
+            self.deepstack = nn.ModuleList(Projector(own, spec.tower.width) for _ in range(levels))
         self._levels: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -287,14 +288,13 @@ class MergedGridEncoder(ImageEncoder):
         return list(merged.split([t * h * w // merge**2 for t, h, w in grids]))
 
     def _merged(self, x: Tensor) -> Tensor:
-        """[P, width] to rows [P / merge**2, row width]; with deepstack the last layer's patches are the first part."""
+        """[P, out width] to rows [P / merge**2, row width]; with deepstack the last layer's patches come first."""
         patches = self.spec.projector.merge**2
         if not self.spec.projector.deepstack:
-            return self.projector.merge(x, patches)
-        main, *levels = x.chunk(1 + self.spec.projector.deepstack, dim=1)
-        parts = [self.projector.merge(main, patches)]
-        parts += [merger.merge(level, patches) for merger, level in zip(self.deepstack, levels, strict=True)]  # type: ignore[operator]
-        return torch.cat(parts, dim=1)
+            return self.projector.merged(x, patches)
+        projectors = [self.projector, *self.deepstack]
+        parts = zip(projectors, x.chunk(len(projectors), dim=1), strict=True)
+        return torch.cat([projector.merged(part, patches) for projector, part in parts], dim=1)
 
     def _learned(self, frames: Sequence[Frame]) -> Tensor | None:
         """Learned positions of all patches [P, width] in the model's type, where the tower has any."""

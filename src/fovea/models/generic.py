@@ -6,6 +6,7 @@ transformers call a registered function; ours writes keys and values to the page
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from fovea import kernels as ops
 from fovea.core.errors import RequestFailedError, UnsupportedModelError
 from fovea.core.types import ROW, MediaItem
 from fovea.families.spec import ModelSpec
-from fovea.kernels.batch import AttentionBatch
+from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule
 from fovea.models.bridged import BridgedModel, to_model
 from fovea.models.decoder import KVPages
 
@@ -141,16 +142,14 @@ def _attend(
     keys, values = step.pages[module.layer_idx]
     batch = step.batch
     assert batch is not None
-    if key.shape[1::2] != keys.shape[2:] or value.shape[1::2] != values.shape[2:] or s_aux is not None or softcap:
+    if key.shape[1::2] != keys.shape[2:] or value.shape[1::2] != values.shape[2:] or s_aux is not None:
         raise UnsupportedModelError(f"The attention of {type(module).__name__} does not fit Fovea's pages.")
-    if sliding_window is not None and max(batch.kv_lens) > sliding_window:
-        raise UnsupportedModelError(f"{type(module).__name__} has a window of {sliding_window} tokens.")
     keys.flatten(0, 1).index_copy_(0, batch.slots, key[0].transpose(0, 1))
     values.flatten(0, 1).index_copy_(0, batch.slots, value[0].transpose(0, 1))
-    q = query[0].transpose(0, 1)
-    if scaling is not None:
-        q = q * (scaling * q.shape[-1] ** 0.5)
-    return ops.paged_attention(q.contiguous(), keys, values, batch)[None], None
+    is_usual = scaling is None or math.isclose(scaling, query.shape[-1] ** -0.5)
+    rule = AttentionRule(None if is_usual else scaling, sliding_window, softcap)
+    q = query[0].transpose(0, 1).contiguous()
+    return ops.paged_attention(q, keys, values, batch, PLAIN if rule == PLAIN else rule)[None], None
 
 
 def _rows(found: Any) -> Tensor:

@@ -40,8 +40,8 @@ def activate_gated(x: Tensor, kind: Activation) -> Tensor:
 def axis_weights(size: int, side: int, kind: Interpolation, device: torch.device) -> Tensor:
     """How much of each of `side` learned positions stands at each of `size` places [size, side], in float32.
 
-    bilinear: the first place and the last are the first position and the last. bicubic: a place is a pixel's middle, and
-    what lies outside counts for the edge (F.interpolate with align_corners True and False).
+    bilinear: the first place and the last are the first position and the last. bicubic: a place is a pixel's middle,
+    and what lies outside counts for the edge (F.interpolate with align_corners True and False).
     """
     places = torch.arange(size, dtype=torch.float32, device=device)
     if kind == "bilinear":
@@ -166,8 +166,8 @@ class VisionTower(nn.Module):
     ) -> Tensor:
         """Segments of any lengths with rotary positions: [P, values] and (row, column) places [P, 2] to [P, out width].
 
-        `windows`: lengths of the shorter segments that they are made of, where the tower has windows. `learned`: positions
-        [P, width] added to the patches.
+        `windows`: lengths of the shorter segments that they are made of, where the tower has windows. `learned`:
+        positions [P, width] added to the patches.
         """
         x = self.patch(patches)
         return self._run(x if learned is None else x + learned, lengths, self._rope(places), windows)

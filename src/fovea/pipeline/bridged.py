@@ -128,7 +128,14 @@ class BridgedPreparer(Preparer):
             return Inputs(form.token_ids, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
         bos = self.tokenizer.bos_token
         brings_bos = bos is not None and (form.text or "").startswith(bos)
-        return self._processor(form.text or "", canvases, add_special_tokens=form.add_special_tokens and not brings_bos)
+        inputs = self._processor(
+            form.text or "", canvases, add_special_tokens=form.add_special_tokens and not brings_bos
+        )
+        if inputs.token_ids:
+            return inputs
+        if not form.media:
+            raise PromptError("The prompt is empty.", code="invalid_value")
+        return replace(inputs, token_ids=(self.family.start_token_id,))
 
     def _place(self, inputs: Inputs) -> tuple[MediaSpan, tuple[int, ...] | None]:
         """From the first row of the first picture to the last row of the last, and the tokens there.

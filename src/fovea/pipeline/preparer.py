@@ -139,6 +139,7 @@ class Preparer:
             position_delta=delta,
             bad_words=self._bad_words(params),
             salt=form.salt.encode(),
+            open_spans=self.family.open_spans(len(token_ids), spans),
         )
         reports = tuple(report for _, report in made)
         return Prepared(request, form.text, reports, arrived, prompt_s=tokenised - started, media_s=media_s)

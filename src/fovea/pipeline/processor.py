@@ -68,7 +68,8 @@ class Processor:
                 + (f" ({self.image_token!r})?" if self.image_token else "?"),
                 code="invalid_value",
             ) from error
-        return Inputs(tuple(int(token) for token in arrays[IDS][0]), arrays)
+        ids = arrays[IDS][0] if IDS in arrays else ()  # some models read the text as a part of the picture
+        return Inputs(tuple(int(token) for token in ids), arrays)
 
     def _use_pillow(self, folder: Path) -> None:
         """Where there is a choice: results do not depend on whether torchvision is installed, and equal our own."""
