@@ -23,6 +23,8 @@ from fovea.families.spec import EncoderKind, ModelSpec, ProjectorSpec, TowerSpec
 
 CROP_SHAPES = (("",), ("height", "width"))
 PROCESSOR_STEPS = ("do_resize", "do_rescale", "do_normalize")
+# Right below "vision_tower." where transformers 5 saves a model that it made itself.
+TOWER_PARTS = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head.")
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
@@ -185,6 +187,11 @@ class Llava(Family):
                 ("model.language_model.", "language_model.model."),
                 ("lm_head.", "language_model.lm_head."),
                 ("model.multi_modal_projector.", "multi_modal_projector."),
+                *(
+                    (f"{root}{part}", f"vision_tower.vision_model.{part}")
+                    for root in ("vision_tower.", "model.vision_tower.")
+                    for part in TOWER_PARTS
+                ),
                 ("model.vision_tower.", "vision_tower."),
             ),
         )
