@@ -15,7 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    LlavaOnevisionProcessor,
+)
 
 Floats = npt.NDArray[np.float32]
 
@@ -66,7 +72,8 @@ def oracle(folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), 
 
 def inputs(processor: Any, prompt: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
     """What the processor makes of a prompt, a batch of one; an empty prompt is none (a class not asked)."""
-    given: dict[str, Any] = {"images": list(images)} if images else {}
+    several = len(images) > 1 and isinstance(processor, LlavaOnevisionProcessor)  # whose pictures of one prompt differ
+    given: dict[str, Any] = {"images": [list(images)] if several else list(images)} if images else {}
     if prompt:
         given["text"] = [prompt]
     made = processor(return_tensors="pt", **given)

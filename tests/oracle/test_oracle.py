@@ -264,7 +264,8 @@ def test_image_features_are_what_the_model_inserts(folders: dict[str, Path], var
         deepstack = {"visual_pos_masks": seen[None], "deepstack_visual_embeds": levels} if levels else {}
         where = positions(folder, case.prompt, case.images()) if variant.startswith("qwen") else np.arange(len(ids))
         place = torch.from_numpy(where).unsqueeze(-2)
-        decoder = model.model.language_model
+        inner = model.model
+        decoder = inner.text_model if hasattr(inner, "text_model") else inner.language_model
         hidden = decoder(inputs_embeds=embeds[None], position_ids=place, use_cache=False, **deepstack)
         logits = model.lm_head(hidden.last_hidden_state)[0]
     np.testing.assert_allclose(logits.numpy(), answer.logits, atol=1e-5)

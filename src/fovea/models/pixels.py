@@ -52,6 +52,7 @@ def _parts(plan: ImagePlan) -> list[ImagePlan]:
 
 
 def _canvas(pixels: Tensor, plan: ImagePlan, passes: Passes) -> Tensor:
+    assert plan.border is None and plan.first_resize_px is None, "see pipeline.pictures.fits_device"
     if plan.transpose:
         pixels = pixels.transpose(0, 1)
     pixels = pixels.contiguous()
