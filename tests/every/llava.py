@@ -167,7 +167,7 @@ ENTRIES = (
     Entry("llava", builder(_llava), _prompt, seed=1),
     Entry("llava_next", builder(_llava_next), _prompt),
     Entry("llava_next_video", builder(_llava_next_video), _prompt),
-    Entry("llava_onevision", builder(_llava_onevision), _prompt),
+    Entry("llava_onevision", builder(_llava_onevision), _prompt, seed=1),
     Entry("paligemma", builder(_paligemma), _paligemma_prompt, takes_text_only=False, seed=30),
     Entry(
         "shieldgemma2", builder(_shieldgemma2, own_names=True), lambda n: "<start_of_image>" * n + "What is it?", seed=4

@@ -98,7 +98,7 @@ def _four_seven() -> tuple[Any, Any]:
 
 
 ENTRIES = (
-    Entry("minicpm_ocr", builder(_ocr), _prompt),
+    Entry("minicpm_ocr", builder(_ocr), _prompt, seed=3),
     Entry("minicpmv4_6", builder(_four_six), _prompt),
-    Entry("minicpmv4_7", builder(_four_seven), _prompt),
+    Entry("minicpmv4_7", builder(_four_seven), _prompt, seed=1),
 )

@@ -219,6 +219,6 @@ ENTRIES = (
     Entry("molmo2", builder(_molmo2), _plain("<|image|>"), seed=1),
     Entry("muse_glimmer", builder(_muse_glimmer, spread=3.0), _plain("<|patch|>"), seed=2),
     Entry("muse_spark", builder(_muse_spark, spread=3.0), _plain("<|patch|>")),
-    Entry("nemotron_h_omni", builder(_nemotron_h_omni), _plain("<image>")),
+    Entry("nemotron_h_omni", builder(_nemotron_h_omni), _plain("<image>"), seed=4),
     needing("timm", Entry("perception_lm", builder(_perception_lm), _plain("<|image|>"))),
 )

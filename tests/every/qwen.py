@@ -123,7 +123,7 @@ def _qwen4_exp() -> tuple[Any, Any]:
     text = {
         **_LINEAR,
         **_EXPERTS,
-        "layer_types": ["linear_attention", "linear_attention", "indexed_attention"],
+        "layer_types": ["linear_attention", "linear_attention", "full_attention"],  # read as indexed
         "shared_expert_intermediate_size": 32,
         "hc_count": 2,
         "hc_lowrank": 8,
@@ -215,12 +215,12 @@ def _qwen3_omni() -> tuple[Any, Any]:
 
 ENTRIES = (
     Entry("qwen2_5_omni_thinker", builder(_qwen2_5_omni), _omni_prompt),
-    Entry("qwen2_5_vl", builder(_qwen2_5_vl), _prompt),
+    Entry("qwen2_5_vl", builder(_qwen2_5_vl), _prompt, seed=2),
     Entry("qwen2_vl", builder(_qwen2_vl), _prompt, seed=3),
     Entry("qwen3_5", builder(_qwen3_5), _prompt),
     Entry("qwen3_5_moe", builder(_qwen3_5_moe), _prompt),
     Entry("qwen3_omni_moe_thinker", builder(_qwen3_omni), _omni_prompt, seed=3),
     Entry("qwen3_vl", builder(_qwen3_vl), _prompt),
     Entry("qwen3_vl_moe", builder(_qwen3_vl_moe), _prompt),
-    Entry("qwen4_exp", builder(_qwen4_exp, spread=1.0), _prompt),
+    Entry("qwen4_exp", builder(_qwen4_exp, spread=1.0), _prompt, seed=3),
 )

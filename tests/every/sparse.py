@@ -241,7 +241,7 @@ def _plain(picture: str) -> Any:
 ENTRIES = (
     Entry("llama4", builder(_llama4), _plain("<|image|>")),
     Entry("minimax_m3_vl", builder(_minimax_m3_vl), _plain(_MINIMAX[0])),
-    Entry("mistral4", builder(_mistral4), _plain(""), most_pictures=0),
+    Entry("mistral4", builder(_mistral4), _plain(""), most_pictures=0, seed=1),
     Entry("mistral_large4", builder(_mistral_large4), _plain("[IMG]")),
     Entry("mllama", builder(_mllama), _plain("<|image|>")),
     Entry("step3p7", builder(_step3p7), _plain("<im_patch>"), sizes=((60, 100), (100, 60))),

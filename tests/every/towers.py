@@ -219,6 +219,6 @@ ENTRIES = (
     Entry("ovis2", builder(_ovis2), _plain("<image>\n"), seed=8),
     Entry("paddleocr_vl", builder(_paddleocr_vl), _plain("<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>")),
     Entry("qianfan_ocr", builder(_qianfan_ocr), _plain("<image>"), seed=1),
-    needing("num2words", Entry("smolvlm", builder(_smolvlm), _plain("<image>"))),
+    needing("num2words", Entry("smolvlm", builder(_smolvlm), _plain("<image>"), seed=1)),
     Entry("video_llama_3", builder(_video_llama_3), _chatml("<|image_pad|>")),
 )

@@ -48,7 +48,7 @@ TEXT_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 
 
 class Qwen2VL(Family):
-    architectures = ("Qwen2VLForConditionalGeneration",)
+    architectures: ClassVar[tuple[str, ...]] = ("Qwen2VLForConditionalGeneration",)
     text_defaults: ClassVar[Mapping[str, Any]] = TEXT_DEFAULTS
     placeholder = "<|image_pad|>"
     processor_options = frozenset({"min_pixels", "max_pixels"})

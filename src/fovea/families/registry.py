@@ -8,6 +8,9 @@ from fovea.core.config import ModelImpl
 from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
+from fovea.families.gemma import Gemma, Gemma2, Gemma3
+from fovea.families.glm4 import Glm, Glm4
+from fovea.families.glm4v import Glm4V, Glm4VMoe, GlmOcr
 from fovea.families.idefics3 import Idefics3, SmolVLM
 from fovea.families.internvl import InternVL
 from fovea.families.llama import Llama
@@ -46,12 +49,20 @@ FAMILIES: tuple[type[Family], ...] = (
     Mistral3,
     InternVL,
     Ovis2,
+    Gemma,
+    Gemma2,
+    Gemma3,
+    Glm4V,
+    Glm4VMoe,
+    GlmOcr,
     Llama,
     Mistral,
     Phi3,
     Qwen2,
     Qwen3,
     Qwen3Moe,
+    Glm,
+    Glm4,
 )
 
 

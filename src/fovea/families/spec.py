@@ -5,7 +5,7 @@ The engine builds modules from these; nothing else about a model reaches it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
@@ -72,6 +72,15 @@ class DecoderSpec:
     `qk_norm`: an RMSNorm over each query and key head before it is rotated (Qwen3, arXiv:2505.09388). `out_bias`: a
     bias behind attention. `rotary_dim`: only the first so many dimensions of a head are rotated; None: all. `window`:
     a token sees so many tokens, itself included; the engine runs such a model only where no sequence outgrows it.
+    `moe`: layers with experts.
+
+    Gemma (arXiv:2403.08295, 2408.00118, 2503.19786): `norm_offset`: norms multiply by 1 + weight. `embed_scale`
+    multiplies embeddings of tokens. `branch_norms`: an RMSNorm over what attention and MLP add, too (GLM-4, Gemma 2).
+    `attention_scale` instead of 1 / sqrt(head_dim). `sliding_layers` see `sliding_window` tokens, itself included, in
+    whatever context; `local_rope` is theirs alone, and without `full_rope` the others rotate nothing (Cohere 2).
+    `attention_softcap` and `logit_softcap`: cap * tanh(x / cap). `logit_scale` multiplies the logits before that.
+    `spans_exceed_window`: see AttentionRule. `norm` "layer" is a LayerNorm without bias. `parallel`: MLP and attention
+    both see the layer's one norm, and both are added to its input.
     """
 
     vocab_size: int
@@ -90,7 +99,32 @@ class DecoderSpec:
     out_bias: bool = False
     rotary_dim: int | None = None
     window: int | None = None
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    norm: NormKind = "rms"
+    norm_offset: bool = False
+    branch_norms: bool = False
+    parallel: bool = False
+    embed_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] = ()
+    spans_exceed_window: bool = False
+    local_rope: RopeSpec | None = None
+    full_rope: bool = True
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
     moe: MoeSpec | None = None
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether some layer's attention is not the usual one."""
+        return (self.attention_scale, self.attention_softcap, self.sliding_window) != (None, None, None)
+
+    def within(self, num_tokens: int) -> DecoderSpec:
+        """The same for sequences up to that length: a window that none outgrows is none."""
+        window = self.sliding_window
+        return self if window is None or window < num_tokens else replace(self, sliding_window=None)
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
@@ -109,10 +143,10 @@ class TowerSpec:
     the first); without any, the last layer's output alone.
 
     `bias` and `qkv_bias`: whether linear layers have one. `qk_norm`: an RMSNorm over queries and keys, all heads
-    together. `layer_scale`: a learned factor for each value of what a branch adds. `patch_norm`: a norm before
-    positions are added. `post_norm`: one behind the last layer. `rope_between`: columns turn by frequencies that lie
-    between the rows' (Pixtral), not by the same. `by_place`: a tile's patches have the learned positions of where they
-    lie as a part of the side (Idefics3).
+    together; `head_norms`: one over each query and key head before it is rotated (GLM-OCR). `layer_scale`: a learned
+    factor for each value of what a branch adds. `patch_norm`: a norm before positions are added. `post_norm`: one
+    behind the last layer. `rope_between`: columns turn by frequencies that lie between the rows' (Pixtral), not by the
+    same. `by_place`: a tile's patches have the learned positions of where they lie as a part of the side (Idefics3).
     """
 
     num_layers: int
@@ -142,6 +176,7 @@ class TowerSpec:
     post_norm: bool = False
     by_place: bool = False
     interpolation: Interpolation | None = None
+    head_norms: bool = False
 
     @property
     def out_width(self) -> int:
@@ -160,7 +195,8 @@ class ProjectorSpec:
     is on the joined patches. `deepstack`: so many layers of the tower beside the last have a merger of their own, with
     such a norm, whose rows are added to the hidden states behind the decoder's first layers (arXiv:2406.04334).
     `separators`: learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it
-    that ends each line (LLaVA-NeXT). `mid_width` 0: one linear layer alone.
+    that ends each line (LLaVA-NeXT). `mid_width` 0: one linear layer alone. `gated`: GLM's merger instead, which ends
+    in a gated MLP of `mid_width`.
 
     `merge_linear`: joined patches become as wide as one by a linear layer of their own, whose columns stand value by
     value and not patch by patch (Mistral 3). `vocabulary`: a softmax over so many visual tokens, by which rows of a
@@ -180,6 +216,7 @@ class ProjectorSpec:
     bias: bool = True
     vocabulary: int = 0
     marks: int = 0
+    gated: bool = False
 
 
 EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "tiles", "marked_tiles", "bridged"]
@@ -225,12 +262,15 @@ class WeightSlot:
     """Where a checkpoint tensor goes: rows [row, row + rows) of a parameter, or all of it when rows is None.
 
     `stacked`: the tensor is so many matrices, which lie below one another in the parameter; each may be transposed.
+    `pairs` (head width, rotated width): rows of query or key heads whose rotated dimensions stand pair by pair, the two
+    that turn together side by side; here the first of all pairs come before the second, which attention can't tell.
     """
 
     parameter: str
     row: int = 0
     rows: int | None = None
     stacked: int = 0
+    pairs: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

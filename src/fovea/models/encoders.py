@@ -84,6 +84,25 @@ class VisualVocabulary(nn.Module):
         return self.table[self.vocabulary :]
 
 
+class GatedMerger(nn.Module):
+    """GLM's: patches joined by a linear layer, whose columns stand value by value and not patch by patch; another one,
+    a norm, GELU; a gated MLP."""
+
+    def __init__(self, spec: ProjectorSpec, width: int) -> None:
+        super().__init__()
+        self.joining = nn.Linear(width * spec.merge**2, spec.out_width)
+        self.first = nn.Linear(spec.out_width, spec.out_width, bias=False)
+        self.norm = nn.LayerNorm(spec.out_width, spec.norm_eps)
+        self.gate_up = nn.Linear(spec.out_width, 2 * spec.mid_width, bias=False)
+        self.down = nn.Linear(spec.mid_width, spec.out_width, bias=False)
+
+    def merged(self, x: Tensor, patches: int) -> Tensor:
+        """Patches [P, width], so many behind one another joined, to rows [P / patches, hidden]."""
+        x = self.joining(x.unflatten(0, (-1, patches)).transpose(1, 2).flatten(1))
+        rows: Tensor = self.down(ops.silu_mul(self.gate_up(F.gelu(self.norm(self.first(x))))))
+        return rows
+
+
 class ImageEncoder(nn.Module):
     """Tower, projector and the pixel arithmetic between uint8 and patches.
 
@@ -96,7 +115,9 @@ class ImageEncoder(nn.Module):
         self.spec = spec
         self.tower = VisionTower(spec.tower)
         levels, width = spec.projector.deepstack, spec.tower.out_width
-        made: type[nn.Module] = VisualVocabulary if spec.projector.vocabulary else Projector
+        made: type[nn.Module] = GatedMerger if spec.projector.gated else Projector
+        if spec.projector.vocabulary:
+            made = VisualVocabulary
         self.projector: Any = made(spec.projector, width // (1 + levels))
         if levels:
             own = replace(spec.projector, norm_joined=True)

@@ -79,9 +79,13 @@ class VisionBlock(nn.Module):
         self.norm1 = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.qkv = nn.Linear(spec.width, 3 * spec.width, bias=spec.qkv_bias)
         self.qk_norms: tuple[RMSNorm, RMSNorm] | None = None
+        self.head_norms: tuple[RMSNorm, RMSNorm] | None = None
         if spec.qk_norm:
             self.q_norm, self.k_norm = (RMSNorm(spec.width, QK_NORM_EPS) for _ in range(2))
             self.qk_norms = self.q_norm, self.k_norm
+        elif spec.head_norms:
+            self.q_norm, self.k_norm = (RMSNorm(self.head_dim, spec.norm_eps) for _ in range(2))
+            self.head_norms = self.q_norm, self.k_norm
         self.out = nn.Linear(spec.width, spec.width, bias=spec.bias)
         self.norm2 = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.up = nn.Linear(spec.width, spec.mlp_width * (2 if spec.gated else 1), bias=spec.bias)
@@ -100,6 +104,9 @@ class VisionBlock(nn.Module):
             q, k, v = qkv.chunk(3, dim=-1)
             qkv = torch.cat((self.qk_norms[0](q), self.qk_norms[1](k), v), dim=-1)
         heads = qkv.view(x.shape[0], -1, self.head_dim)
+        if self.head_norms is not None:
+            q, k, v = heads.chunk(3, dim=1)
+            heads = torch.cat((self.head_norms[0](q), self.head_norms[1](k), v), dim=1)
         if rope is not None:
             heads = ops.rotate_qk(heads, *rope)
         q, k, v = heads.chunk(3, dim=1)
@@ -170,6 +177,8 @@ class VisionTower(nn.Module):
         positions [P, width] added to the patches.
         """
         x = self.patch(patches)
+        if self.spec.patch_norm:
+            x = self.patch_norm(x)
         return self._run(x if learned is None else x + learned, lengths, self._rope(places), windows)
 
     def stretched(self, rows: Tensor, columns: Tensor) -> Tensor:
