@@ -6,7 +6,7 @@ import transformers as hf
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.every.entry import Entry
-from tests.every.making import CHATML, STOPS, TEXT, VISION, builder, ids, text, tokenizer
+from tests.every.making import CHATML, STOPS, TEXT, VISION, builder, ids, tokenizer
 
 _NAMED = {
     "image_token_id": "<|image_pad|>",

@@ -6,7 +6,7 @@ import transformers as hf
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.every.entry import Entry
-from tests.every.making import CLIP, SIGLIP, builder, ids, text, tokenizer
+from tests.every.making import SIGLIP, builder, ids, text, tokenizer
 
 _IMAGE = {"image_token": "<image>"}
 _SIDE_28 = {"height": 28, "width": 28}

@@ -42,6 +42,11 @@ ATOL: Mapping[str, float] = {
     "qwen2_vl": 1e-4,
     "qwen2_5_vl": 1e-4,
     "qwen2_5_vl-nested": 1e-4,
+    "mistral3": 1e-4,
+    "pixtral": 1e-4,
+    "internvl": 1e-4,
+    "internvl-large": 1e-4,
+    "ovis2": 1e-4,
     "phi3_v": 3e-4,
     "phi3_v-switch-32": 4e-3,
     "phi3": 3e-4,
@@ -63,10 +68,17 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llava_siglip": ("llava_siglip", {}),
     "llava_siglip-phi3": ("llava_siglip", {"text": "phi3"}),
     "llava_siglip-qwen3": ("llava_siglip", {"text": "qwen3"}),
+    "idefics3": ("idefics3", {}),
+    "smolvlm": ("smolvlm", {}),
     "vipllava": ("vipllava", {}),
     "qwen2_vl": ("qwen2_vl", {}),
     "qwen2_5_vl": ("qwen2_5_vl", {}),
     "qwen2_5_vl-nested": ("qwen2_5_vl", {"nested": 1}),
+    "mistral3": ("mistral3", {}),
+    "pixtral": ("pixtral", {}),
+    "internvl": ("internvl", {}),
+    "internvl-large": ("internvl", {"kind": "internvl-large"}),
+    "ovis2": ("ovis2", {}),
     "qwen3_vl": ("qwen3_vl", {}),
     "qwen3_vl-untied": ("qwen3_vl", {"tied": False, "deepstack": (1,)}),
     "qwen3_vl_moe": ("qwen3_vl_moe", {}),
@@ -103,16 +115,10 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 # The first of each shape runs in every test of the engine, all of them where families differ.
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
-EVERY_FAMILY = (
-    *FAMILIES,
-    "llava_next",
-    "llava_next_video",
-    "llava_onevision",
-    "llava_siglip",
-    "vipllava",
-    "glm4v",
-    "glm_ocr",
-)
+# Text stands around a picture's rows, between them, or rows have tokens of their own.
+SPANS = ("mistral3", "internvl", "ovis2", "idefics3", "smolvlm")
+LLAVAS = ("llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
+EVERY_FAMILY = (*FAMILIES, *LLAVAS, *SPANS, "glm4v", "glm_ocr")
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 GRIDDED = (*QWEN, "glm4v", "glm_ocr")  # whose embeddings come with a grid and whose positions have three rows
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
