@@ -1211,8 +1211,8 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import gemma, glm, idefics3, llava_kin, qwen3vl, spans  # noqa: E402 - they build on all of this
+from . import gemma, gemma_vl, glm, idefics3, llava_kin, qwen3vl, spans  # noqa: E402 - they build on all of this
 
-_MORE = (gemma, glm, idefics3, llava_kin, qwen3vl, spans)
+_MORE = (gemma, gemma_vl, glm, idefics3, llava_kin, qwen3vl, spans)
 CASES = {**CASES, **{name: cases for module in _MORE for name, cases in module.CASES.items()}}
 BUILDERS = {**BUILDERS, **{name: build for module in _MORE for name, build in module.BUILDERS.items()}}

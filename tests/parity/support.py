@@ -107,6 +107,11 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "glm": ("glm", {}),
     "glm4": ("glm4", {}),
     "qwen3-biased": ("qwen3", {"attention_bias": True, "head_dim": 16, "tie_word_embeddings": False}),
+    "gemma3": ("gemma3", {}),
+    "gemma3-scaled": ("gemma3", {"query_pre_attn_scalar": 40, "sliding_window": 3}),
+    "paligemma": ("paligemma", {}),
+    "paligemma-2": ("paligemma", {"text": "gemma2"}),
+    "cohere2": ("cohere2", {}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {}),
     "gemma2-wide": ("gemma2", {"sliding_window": 4096, "attn_logit_softcapping": None}),
@@ -118,7 +123,7 @@ FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
 # Text stands around a picture's rows, between them, or rows have tokens of their own.
 SPANS = ("mistral3", "internvl", "ovis2", "idefics3", "smolvlm")
 LLAVAS = ("llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
-EVERY_FAMILY = (*FAMILIES, *LLAVAS, *SPANS, "glm4v", "glm_ocr")
+EVERY_FAMILY = (*FAMILIES, *LLAVAS, *SPANS, "glm4v", "glm_ocr", "gemma3", "paligemma")
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 GRIDDED = (*QWEN, "glm4v", "glm_ocr")  # whose embeddings come with a grid and whose positions have three rows
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]

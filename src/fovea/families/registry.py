@@ -9,7 +9,9 @@ from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.core.log import logger
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
+from fovea.families.cohere2 import Cohere2
 from fovea.families.gemma import Gemma, Gemma2, Gemma3
+from fovea.families.gemma3 import Gemma3VL
 from fovea.families.glm4 import Glm, Glm4
 from fovea.families.glm4v import Glm4V, Glm4VMoe, GlmOcr
 from fovea.families.idefics3 import Idefics3, SmolVLM
@@ -22,6 +24,7 @@ from fovea.families.llava_onevision import LlavaOnevision
 from fovea.families.mistral import Mistral
 from fovea.families.mistral3 import Mistral3, Pixtral
 from fovea.families.ovis2 import Ovis2
+from fovea.families.paligemma import PaliGemma
 from fovea.families.phi3 import Phi3
 from fovea.families.phi3_v import Phi3V
 from fovea.families.qwen2 import Qwen2
@@ -50,6 +53,9 @@ FAMILIES: tuple[type[Family], ...] = (
     Mistral3,
     InternVL,
     Ovis2,
+    Gemma3VL,
+    PaliGemma,
+    Cohere2,
     Gemma,
     Gemma2,
     Gemma3,

@@ -217,7 +217,9 @@ class ProjectorSpec:
     gated: bool = False
 
 
-EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "tiles", "marked_tiles", "bridged"]
+EncoderKind = Literal[
+    "none", "fixed", "pooled", "anyres", "hd_crops", "merged_grid", "tiles", "marked_tiles", "bridged"
+]
 
 # Who runs a model: Fovea's own modules; transformers' decoder over Fovea's pages; transformers with its own caches.
 ModelPath = Literal["fused", "generic", "compatible"]
