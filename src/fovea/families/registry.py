@@ -10,7 +10,7 @@ from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
 from fovea.families.gemma import Gemma, Gemma2, Gemma3
 from fovea.families.glm4 import Glm, Glm4
-from fovea.families.glm4v import Glm4V, Glm4VMoe, GlmOcr
+from fovea.families.glm4v import Glm4V, Glm4VMoe, Glm46V, GlmOcr
 from fovea.families.llama import Llama
 from fovea.families.llava import Llava
 from fovea.families.llava_next import LlavaNext
@@ -44,6 +44,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Gemma3,
     Glm4V,
     Glm4VMoe,
+    Glm46V,
     GlmOcr,
     Llama,
     Mistral,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,7 @@ class ImageEncoder(nn.Module):
         self.spec = spec
         self.tower = VisionTower(spec.tower)
         levels = spec.projector.deepstack
-        made = GatedMerger if spec.projector.gated else Projector
+        made: Any = GatedMerger if spec.projector.gated else Projector
         self.projector = made(spec.projector, spec.tower.out_width // (1 + levels))
         if levels:
             own = replace(spec.projector, norm_joined=True)
