@@ -13,7 +13,7 @@ from fovea.families.cohere2 import Cohere2
 from fovea.families.gemma import Gemma, Gemma2, Gemma3
 from fovea.families.gemma3 import Gemma3VL
 from fovea.families.glm4 import Glm, Glm4
-from fovea.families.glm4v import Glm4V, Glm4VMoe, GlmOcr
+from fovea.families.glm4v import Glm4V, Glm4VMoe, Glm46V, GlmOcr
 from fovea.families.idefics3 import Idefics3, SmolVLM
 from fovea.families.internvl import InternVL
 from fovea.families.llama import Llama
@@ -61,6 +61,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Gemma3,
     Glm4V,
     Glm4VMoe,
+    Glm46V,
     GlmOcr,
     Llama,
     Mistral,
