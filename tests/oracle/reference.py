@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForImageTextToText,
     Glm4vProcessor,
     Glm4vVideoProcessor,
+    Idefics3Processor,
     InternVLProcessor,
     InternVLVideoProcessor,
     LlavaNextProcessor,
@@ -46,6 +47,8 @@ from .gemma import TEXT_MODELS
 PLAIN: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
 Floats = npt.NDArray[np.float32]
 LLAVA_PROCESSORS: dict[str, Any] = {
+    "idefics3": Idefics3Processor,
+    "smolvlm": Idefics3Processor,  # writes what SmolVLM's does, which wants one more package for videos
     "llava": LlavaProcessor,
     "llava_next": LlavaNextProcessor,
     "llava_next_video": LlavaNextVideoProcessor,
@@ -101,6 +104,8 @@ def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Fl
         from . import phi3v
 
         return phi3v.image_features(folder, images)
+    if len(images) > 1 and model_type(folder) in ("idefics3", "smolvlm"):  # whose answer is one for a whole prompt
+        return [rows for image in images for rows in image_features(folder, [image])]
     model, processor = load(folder)
     options = _image_options(folder)
     batch = processor.image_processor(images=_of_one_prompt(folder, images), return_tensors="pt", **options)

@@ -68,6 +68,8 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llava_siglip": ("llava_siglip", {}),
     "llava_siglip-phi3": ("llava_siglip", {"text": "phi3"}),
     "llava_siglip-qwen3": ("llava_siglip", {"text": "qwen3"}),
+    "idefics3": ("idefics3", {}),
+    "smolvlm": ("smolvlm", {}),
     "vipllava": ("vipllava", {}),
     "qwen2_vl": ("qwen2_vl", {}),
     "qwen2_5_vl": ("qwen2_5_vl", {}),
@@ -92,6 +94,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama-biased": ("llama", {"attention_bias": True, "num_key_value_heads": 1, "head_dim": 8}),
     "llama-smollm2": ("llama", {**SMOL, "tie_word_embeddings": True}),
     "mistral": ("mistral", {}),
+    "mistral-window": ("mistral", {"sliding_window": 12}),
     "phi3": ("phi3", {}),
     "phi3-switch-32": ("phi3", {"original_max_position_embeddings": 32}),
     "phi3-plain": ("phi3", {"rope_scaling": None, "max_position_embeddings": 4096, "num_key_value_heads": 1}),
@@ -119,10 +122,11 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 # The first of each shape runs in every test of the engine, all of them where families differ.
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
 # Text stands around a picture's rows, between them, or rows have tokens of their own.
-SPANS = ("mistral3", "internvl", "ovis2")
-LLAVA_KIN = ("llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
-EVERY_FAMILY = (*FAMILIES, *LLAVA_KIN, *SPANS, "gemma3", "paligemma", "aya_vision")
+SPANS = ("mistral3", "internvl", "ovis2", "idefics3", "smolvlm")
+LLAVAS = ("llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
+EVERY_FAMILY = (*FAMILIES, *LLAVAS, *SPANS, "glm4v", "glm_ocr", "gemma3", "paligemma", "aya_vision")
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+GRIDDED = (*QWEN, "glm4v", "glm_ocr")  # whose embeddings come with a grid and whose positions have three rows
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
 _KV_BYTES = {"phi3_v": 48 * MIB, "phi3": 48 * MIB}
 
