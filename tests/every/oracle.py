@@ -15,7 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    LlavaOnevisionProcessor,
+)
 
 Floats = npt.NDArray[np.float32]
 
@@ -71,7 +77,8 @@ def inputs(model: Any, processor: Any, prompt: str, images: Sequence[Image.Image
 
     Some models need the kind of each token for their positions, and some of their processors don't say it unasked.
     """
-    given: dict[str, Any] = {"images": list(images)} if images else {}
+    several = len(images) > 1 and isinstance(processor, LlavaOnevisionProcessor)  # whose pictures of one prompt differ
+    given: dict[str, Any] = {"images": [list(images)] if several else list(images)} if images else {}
     if prompt:
         given["text"] = [prompt]
     if "mm_token_type_ids" in signature(model.forward).parameters:
@@ -114,9 +121,12 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
         pass  # a class without that choice
     else:
         processor.image_processor = pictures
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
+    model, report = loaded
+    if any(report.values()):
+        raise AssertionError(f"the weights and the model differ in what they hold: {report}")
     _choose_plainly(model)
     return model.eval(), processor
 
