@@ -124,6 +124,6 @@ ENTRIES = (
     Entry(
         "gemma3n", None, why_not="Its tower is a network of the timm package, which transformers does not bring along."
     ),
-    Entry("gemma4", builder(_gemma4), lambda n: "<|image|>" * n + "What is it?"),
+    Entry("gemma4", builder(_gemma4, spread=0.25), lambda n: "<|image|>" * n + "What is it?", seed=2),
     Entry("gemma4_unified", builder(_gemma4_unified), lambda n: "<|image|>" * n + "What is it?"),
 )
