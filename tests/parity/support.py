@@ -94,6 +94,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama-biased": ("llama", {"attention_bias": True, "num_key_value_heads": 1, "head_dim": 8}),
     "llama-smollm2": ("llama", {**SMOL, "tie_word_embeddings": True}),
     "mistral": ("mistral", {}),
+    "mistral-window": ("mistral", {"sliding_window": 12}),
     "phi3": ("phi3", {}),
     "phi3-switch-32": ("phi3", {"original_max_position_embeddings": 32}),
     "phi3-plain": ("phi3", {"rope_scaling": None, "max_position_embeddings": 4096, "num_key_value_heads": 1}),
@@ -106,6 +107,11 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "glm": ("glm", {}),
     "glm4": ("glm4", {}),
     "qwen3-biased": ("qwen3", {"attention_bias": True, "head_dim": 16, "tie_word_embeddings": False}),
+    "gemma3": ("gemma3", {}),
+    "gemma3-scaled": ("gemma3", {"query_pre_attn_scalar": 40, "sliding_window": 3}),
+    "paligemma": ("paligemma", {}),
+    "paligemma-2": ("paligemma", {"text": "gemma2"}),
+    "cohere2": ("cohere2", {}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {}),
     "gemma2-wide": ("gemma2", {"sliding_window": 4096, "attn_logit_softcapping": None}),
@@ -117,8 +123,9 @@ FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
 # Text stands around a picture's rows, between them, or rows have tokens of their own.
 SPANS = ("mistral3", "internvl", "ovis2", "idefics3", "smolvlm")
 LLAVAS = ("llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
-EVERY_FAMILY = (*FAMILIES, *LLAVAS, *SPANS)
+EVERY_FAMILY = (*FAMILIES, *LLAVAS, *SPANS, "glm4v", "glm_ocr", "gemma3", "paligemma")
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+GRIDDED = (*QWEN, "glm4v", "glm_ocr")  # whose embeddings come with a grid and whose positions have three rows
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
 _KV_BYTES = {"phi3_v": 48 * MIB, "phi3": 48 * MIB}
 
