@@ -7,7 +7,7 @@ resize rounds differently (up to 0.03 on normalised pixels), so an unpinned comp
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,17 @@ from transformers import (
     AutoModelForImageTextToText,
     Glm4vProcessor,
     Glm4vVideoProcessor,
+    Idefics3Processor,
+    InternVLProcessor,
+    InternVLVideoProcessor,
     LlavaNextProcessor,
     LlavaNextVideoProcessor,
     LlavaNextVideoVideoProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
     LlavaProcessor,
+    Ovis2Processor,
+    PixtralProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
     Qwen2VLProcessor,
@@ -34,6 +39,7 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
+from . import gemma_vl
 from .checkpoints import TEXT_FAMILIES
 from .gemma import TEXT_MODELS
 
@@ -41,11 +47,17 @@ from .gemma import TEXT_MODELS
 PLAIN: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
 Floats = npt.NDArray[np.float32]
 LLAVA_PROCESSORS: dict[str, Any] = {
+    "idefics3": Idefics3Processor,
+    "smolvlm": Idefics3Processor,  # writes what SmolVLM's does, which wants one more package for videos
     "llava": LlavaProcessor,
     "llava_next": LlavaNextProcessor,
     "llava_next_video": LlavaNextVideoProcessor,
     "llava_onevision": LlavaOnevisionProcessor,
     "vipllava": LlavaProcessor,
+    "mistral3": PixtralProcessor,
+    "pixtral": PixtralProcessor,
+    "internvl": partial(InternVLProcessor, video_processor=InternVLVideoProcessor()),
+    "ovis2": Ovis2Processor,
 }
 # What the processors of models that see videos insist on (and what needs torchvision).
 VIDEO_PROCESSORS: dict[str, Any] = {
@@ -92,12 +104,44 @@ def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Fl
         from . import phi3v
 
         return phi3v.image_features(folder, images)
+    if len(images) > 1 and model_type(folder) in ("idefics3", "smolvlm"):  # whose answer is one for a whole prompt
+        return [rows for image in images for rows in image_features(folder, [image])]
     model, processor = load(folder)
-    batch = processor.image_processor(images=_of_one_prompt(folder, images), return_tensors="pt")
+    options = _image_options(folder)
+    batch = processor.image_processor(images=_of_one_prompt(folder, images), return_tensors="pt", **options)
+    counts, grids = batch.pop("num_patches", None), batch.pop("grids", None)
+    batch.pop("num_crops", None)
     with torch.no_grad():
         output = model.model.get_image_features(**batch, return_dict=True)
+    if counts is not None:
+        return [tiles.flatten(0, 1).numpy() for tiles in output.pooler_output.split(list(map(int, counts)))]
+    if grids is not None:
+        return _marked(output.pooler_output, output.visual_indicator_features, grids.tolist())
     levels: list[Any] = getattr(output, "deepstack_features", None) or []
     return [np.concatenate([part.numpy() for part in parts], axis=1) for parts in zip(output.pooler_output, *levels)]
+
+
+def _image_options(folder: str | Path) -> dict[str, Any]:
+    """What the processor tells its image processor."""
+    if model_type(folder) == "mistral3":
+        return {"patch_size": 28}  # of the tower, merged
+    return {"crop_to_patches": True} if model_type(folder) == "internvl" else {}
+
+
+def _marked(views: torch.Tensor, marks: torch.Tensor, grids: list[list[int]]) -> list[Floats]:
+    """Ovis2's rows with its indicators: start, overview, grid, tiles with the end of a column or a row, end."""
+    start, behind_overview, column, line, end = marks.unsqueeze(1).unbind()
+    rows, first = [], 0
+    for lines, columns in grids:
+        parts = [start, views[first], behind_overview]
+        first += 1
+        if lines * columns > 1:
+            for place in range(lines * columns):
+                parts += [views[first + place], column if (place + 1) % columns else line]
+            first += lines * columns
+            parts.pop()
+        rows.append(torch.cat([*parts, end]).numpy())
+    return rows
 
 
 def pixels(folder: str | Path, images: Sequence[Image.Image]) -> dict[str, npt.NDArray[Any]]:
@@ -106,7 +150,7 @@ def pixels(folder: str | Path, images: Sequence[Image.Image]) -> dict[str, npt.N
         from . import phi3v
 
         return phi3v.pixels(folder, images)
-    batch = load(folder)[1].image_processor(images=list(images), return_tensors="np")
+    batch = load(folder)[1].image_processor(images=list(images), return_tensors="np", **_image_options(folder))
     return {name: np.asarray(values) for name, values in batch.items()}
 
 
@@ -123,7 +167,8 @@ def positions(folder: str | Path, prompt: str, images: Sequence[Image.Image] = (
 
 def model_type(folder: str | Path) -> str:
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    return str(config["model_type"])
+    tower = config.get("vision_config", {}).get("model_type")
+    return "pixtral" if config["model_type"] == "llava" and tower == "pixtral" else str(config["model_type"])
 
 
 def is_glm(folder: str | Path) -> bool:
@@ -153,6 +198,8 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
             settings["video_processor"] = VIDEO_PROCESSORS[model_type(folder)]()
         made = LLAVA_PROCESSORS[model_type(folder)]
         processor = made(image_processor=image_processor, tokenizer=tokenizer, **settings)
+    elif model_type(folder) in gemma_vl.BUILDERS:
+        processor = gemma_vl.processor(model_type(folder), image_processor, tokenizer)
     else:
         # unused, but the processor insists on one (it needs torchvision)
         video_processor = Glm4vVideoProcessor() if is_glm(folder) else Qwen2VLVideoProcessor()
@@ -169,6 +216,8 @@ def _of_one_prompt(folder: str | Path, images: Sequence[Image.Image]) -> list[An
 def _inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
     if isinstance(processor, PreTrainedTokenizerFast):
         return dict(processor([prompt], return_tensors="pt", return_token_type_ids=False))
+    if type(processor).__name__ in ("Gemma3Processor", "PaliGemmaProcessor"):
+        return gemma_vl.inputs(processor, prompt, images)
     return dict(
         processor(text=[prompt], images=list(images) or None, return_tensors="pt", return_mm_token_type_ids=True)
     )
@@ -187,7 +236,8 @@ def _transformers_reference(
     prompt_logits, greedy, margins = logits.numpy(), list[int](), list[float]()
     for step in range(max_new_tokens):
         if step:
-            logits = _forward(model, _extend(inputs, greedy))
+            # What PaliGemma answers is of another type than its prompt, which sees all of itself.
+            logits = _forward(model, _extend(inputs, greedy, int(model_type(folder) == "paligemma")))
         token, margin = best(logits[-1])
         greedy.append(token)
         margins.append(margin)
@@ -207,11 +257,12 @@ def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return logits
 
 
-def _extend(inputs: dict[str, torch.Tensor], tokens: list[int]) -> dict[str, torch.Tensor]:
+def _extend(inputs: dict[str, torch.Tensor], tokens: list[int], token_type: int) -> dict[str, torch.Tensor]:
     """The inputs with text tokens behind the prompt."""
     tail = {
         "input_ids": torch.tensor([tokens]),
         "attention_mask": torch.ones(1, len(tokens), dtype=torch.long),
         "mm_token_type_ids": torch.zeros(1, len(tokens), dtype=torch.long),
+        "token_type_ids": torch.full((1, len(tokens)), token_type),
     }
     return {name: torch.cat([value, tail[name]], dim=1) if name in tail else value for name, value in inputs.items()}

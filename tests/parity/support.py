@@ -42,6 +42,11 @@ ATOL: Mapping[str, float] = {
     "qwen2_vl": 1e-4,
     "qwen2_5_vl": 1e-4,
     "qwen2_5_vl-nested": 1e-4,
+    "mistral3": 1e-4,
+    "pixtral": 1e-4,
+    "internvl": 1e-4,
+    "internvl-large": 1e-4,
+    "ovis2": 1e-4,
     "phi3_v": 3e-4,
     "phi3_v-switch-32": 4e-3,
     "phi3": 3e-4,
@@ -63,10 +68,17 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llava_siglip": ("llava_siglip", {}),
     "llava_siglip-phi3": ("llava_siglip", {"text": "phi3"}),
     "llava_siglip-qwen3": ("llava_siglip", {"text": "qwen3"}),
+    "idefics3": ("idefics3", {}),
+    "smolvlm": ("smolvlm", {}),
     "vipllava": ("vipllava", {}),
     "qwen2_vl": ("qwen2_vl", {}),
     "qwen2_5_vl": ("qwen2_5_vl", {}),
     "qwen2_5_vl-nested": ("qwen2_5_vl", {"nested": 1}),
+    "mistral3": ("mistral3", {}),
+    "pixtral": ("pixtral", {}),
+    "internvl": ("internvl", {}),
+    "internvl-large": ("internvl", {"kind": "internvl-large"}),
+    "ovis2": ("ovis2", {}),
     "qwen3_vl": ("qwen3_vl", {}),
     "qwen3_vl-untied": ("qwen3_vl", {"tied": False, "deepstack": (1,)}),
     "qwen3_vl_moe": ("qwen3_vl_moe", {}),
@@ -82,6 +94,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama-biased": ("llama", {"attention_bias": True, "num_key_value_heads": 1, "head_dim": 8}),
     "llama-smollm2": ("llama", {**SMOL, "tie_word_embeddings": True}),
     "mistral": ("mistral", {}),
+    "mistral-window": ("mistral", {"sliding_window": 12}),
     "phi3": ("phi3", {}),
     "phi3-switch-32": ("phi3", {"original_max_position_embeddings": 32}),
     "phi3-plain": ("phi3", {"rope_scaling": None, "max_position_embeddings": 4096, "num_key_value_heads": 1}),
@@ -94,6 +107,11 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "glm": ("glm", {}),
     "glm4": ("glm4", {}),
     "qwen3-biased": ("qwen3", {"attention_bias": True, "head_dim": 16, "tie_word_embeddings": False}),
+    "gemma3": ("gemma3", {}),
+    "gemma3-scaled": ("gemma3", {"query_pre_attn_scalar": 40, "sliding_window": 3}),
+    "paligemma": ("paligemma", {}),
+    "paligemma-2": ("paligemma", {"text": "gemma2"}),
+    "cohere2": ("cohere2", {}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {}),
     "gemma2-wide": ("gemma2", {"sliding_window": 4096, "attn_logit_softcapping": None}),
@@ -102,8 +120,12 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 # The first of each shape runs in every test of the engine, all of them where families differ.
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
-EVERY_FAMILY = (*FAMILIES, "llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
+# Text stands around a picture's rows, between them, or rows have tokens of their own.
+SPANS = ("mistral3", "internvl", "ovis2", "idefics3", "smolvlm")
+LLAVAS = ("llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
+EVERY_FAMILY = (*FAMILIES, *LLAVAS, *SPANS, "glm4v", "glm_ocr", "gemma3", "paligemma")
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+GRIDDED = (*QWEN, "glm4v", "glm_ocr")  # whose embeddings come with a grid and whose positions have three rows
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
 _KV_BYTES = {"phi3_v": 48 * MIB, "phi3": 48 * MIB}
 

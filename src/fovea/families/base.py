@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from fovea.core.errors import (
     EmbeddingsError,
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI's API shows a model of a picture with detail "low"
+
+
+class Mark(NamedTuple):
+    """A row of embeddings whose token in the prompt is this special one and not the placeholder."""
+
+    token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,8 @@ class Family(ABC):
     architectures: ClassVar[tuple[str, ...]]
     version: ClassVar[int] = 1  # raise when pixels or layout change: it is part of every cache key
     placeholder: str  # the token that stands for a picture in token ids
+    adds_bos: ClassVar[bool] = True  # whether the tokenizer's own BOS goes in front of a text
+    text_placeholder: ClassVar[str | None] = None  # what stands for one in text, where that is no token
     layout_tokens: ClassVar[tuple[str, ...]] = ()  # special tokens in `image_layout`, which a tokenizer must have
     image_tag: ClassVar[re.Pattern[str] | None] = None  # numbered tags in the text, where these are no tokens
     processor_options: ClassVar[frozenset[str]] = frozenset()
@@ -82,6 +90,11 @@ class Family(ABC):
     @property
     def name(self) -> str:
         return self.architectures[0]
+
+    @classmethod
+    def describes(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a config with one of `architectures` is this family's: several may share one."""
+        return True
 
     @abstractmethod
     def read_spec(self) -> ModelSpec:
@@ -183,14 +196,19 @@ class Family(ABC):
         """What stands for picture `number` (from 1) in the text of a chat message."""
         return self.placeholder
 
-    def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> Sequence[int | str] | None:
+    def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> Sequence[int | str | Mark] | None:
         """What a picture with this grid becomes in the prompt: numbers of rows of embeddings, and text between them.
 
-        None: `num_rows` rows and nothing else. The numbers add up to `num_rows`. Each text (neighbours are joined) is
-        tokenised for itself with its special tokens, so it begins and ends with one, or stands between two rows. What
-        comes before the first row and after the last is no part of the picture's span.
+        None: `num_rows` rows and nothing else. Numbers and marks add up to `num_rows`. Each text (neighbours are
+        joined) is tokenised for itself with its special tokens, so it begins and ends with one, or stands between two
+        rows. What comes before the first row and after the last is no part of the picture's span.
         """
         return None
+
+    def markup(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+        """What the model's own processor adds to a prompt's text before it is tokenised: parts, and whether each is
+        trusted. Only trusted ones may be changed."""
+        return list(texts)
 
     def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
         """The grid of a picture handed in as `num_rows` embeddings. Raises EmbeddingsError if they cannot be right."""

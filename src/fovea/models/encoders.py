@@ -1,9 +1,12 @@
-"""From pictures to rows for the decoder: canvas -> patches -> tower -> projector, four layouts.
+"""From pictures to rows for the decoder: canvas -> patches -> tower -> projector, seven layouts.
 
 fixed        every picture is one tile of one size                        (LLaVA-1.5, VipLLaVA)
+pooled       the same, patches averaged in squares                         (Gemma 3, PaliGemma)
 anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT, -OneVision)
 hd_crops     a picture is a global view and a grid of tiles               (Phi-3-vision)
-merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, Qwen2.5-VL, Qwen3-VL)
+merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, -2.5-VL, -3-VL, Mistral 3)
+tiles        a picture is a field of merged tiles and, of several, an overview  (InternVL, Idefics3)
+marked_tiles the same, overview first, with rows between that mark the layout  (Ovis2)
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +23,7 @@ from torch import Tensor, nn
 from fovea import kernels as ops
 from fovea.families.parts import interpolated
 from fovea.families.spec import ModelSpec, ProjectorSpec
+from fovea.models.decoder import OffsetRMSNorm
 from fovea.models.vision import VisionTower, axis_weights, make_norm
 
 KNOWN_GRIDS = 32  # sizes whose patches' places are kept: less than a megabyte each at the very most
@@ -33,25 +38,52 @@ class Projector(nn.Module):
         self.norm_joined = spec.norm_joined
         if spec.norm:
             self.norm = make_norm(spec.norm, joined if spec.norm_joined else width, spec.norm_eps)
+        if spec.merge_linear:
+            self.merging = nn.Linear(joined, width, bias=False)
+            joined = width
         if spec.separators:
             self.line_separator = nn.Parameter(torch.empty(joined))
             self.view_separator = nn.Parameter(torch.empty(joined))
         if spec.newline:
             self.newline = nn.Parameter(torch.empty(spec.out_width))
-        self.first = nn.Linear(joined, spec.mid_width)
-        self.second = nn.Linear(spec.mid_width, spec.out_width)
+        self.first = nn.Linear(joined, spec.mid_width or spec.out_width, bias=spec.bias)
+        self.second = nn.Linear(spec.mid_width, spec.out_width, bias=spec.bias) if spec.mid_width else None
+        self.spec = spec
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(F.gelu(self.first(x)))
+        if self.spec.merge_linear:
+            x = self.merging(x.unflatten(-1, (self.spec.merge**2, -1)).transpose(-1, -2).flatten(-2))
+        x = self.first(x)
+        return x if self.second is None else self.second(F.gelu(x))
 
     def merged(self, x: Tensor, patches: int) -> Tensor:
         """Patches [P, width], so many behind one another joined, to rows [P / patches, hidden]."""
-        if self.norm_joined:
-            x = self.norm(x.unflatten(0, (-1, patches)).flatten(1))
+        if self.norm_joined or not self.spec.norm:
+            x = x.unflatten(0, (-1, patches)).flatten(1)
+            x = self.norm(x) if self.spec.norm else x
         else:
             x = self.norm(x).unflatten(0, (-1, patches)).flatten(1)
         rows: Tensor = self(x)
         return rows
+
+
+class VisualVocabulary(nn.Module):
+    """Each row is a mixture of a table's rows, weighted by a softmax over visual tokens (Ovis, arXiv:2405.20797)."""
+
+    def __init__(self, spec: ProjectorSpec, width: int) -> None:
+        super().__init__()
+        self.vocabulary = spec.vocabulary
+        self.head = nn.Linear(width * spec.merge**2, spec.vocabulary, bias=False)
+        self.norm = nn.LayerNorm(spec.vocabulary, spec.norm_eps)
+        self.table = nn.Parameter(torch.empty(spec.vocabulary + spec.marks, spec.out_width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Joined patches [..., merged width] to [..., hidden]."""
+        return self.norm(self.head(x)).softmax(-1) @ self.table[: self.vocabulary]
+
+    @property
+    def marks(self) -> Tensor:
+        return self.table[self.vocabulary :]
 
 
 class GatedMerger(nn.Module):
@@ -73,6 +105,23 @@ class GatedMerger(nn.Module):
         return rows
 
 
+class PooledProjector(nn.Module):
+    """One linear layer; with a norm, a Gemma norm before it and no bias, its matrix lying as Gemma 3 publishes it."""
+
+    def __init__(self, spec: ProjectorSpec, width: int) -> None:
+        super().__init__()
+        self.norm: OffsetRMSNorm | None = None
+        if spec.norm:
+            self.norm = OffsetRMSNorm(width, spec.norm_eps)
+            self.matrix = nn.Parameter(torch.empty(width, spec.out_width))
+        else:
+            self.first = nn.Linear(width, spec.out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Tensor = self.first(x) if self.norm is None else self.norm(x) @ self.matrix
+        return rows
+
+
 class ImageEncoder(nn.Module):
     """Tower, projector and the pixel arithmetic between uint8 and patches.
 
@@ -84,9 +133,13 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.tower = VisionTower(spec.tower)
-        levels = spec.projector.deepstack
-        made = GatedMerger if spec.projector.gated else Projector
-        self.projector = made(spec.projector, spec.tower.out_width // (1 + levels))
+        levels, width = spec.projector.deepstack, spec.tower.out_width
+        made: type[nn.Module] = GatedMerger if spec.projector.gated else Projector
+        if spec.encoder == "pooled":
+            made = PooledProjector
+        if spec.projector.vocabulary:
+            made = VisualVocabulary
+        self.projector: Any = made(spec.projector, width // (1 + levels))
         if levels:
             own = replace(spec.projector, norm_joined=True)
             self.deepstack = nn.ModuleList(Projector(own, spec.tower.width) for _ in range(levels))
@@ -132,6 +185,18 @@ class ImageEncoder(nn.Module):
 class FixedEncoder(ImageEncoder):
     def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
         return list(self.tile_rows(canvases))
+
+
+class PooledEncoder(ImageEncoder):
+    """Every picture is one tile; the means of squares of `merge` by `merge` patches are projected."""
+
+    def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        x, merge = self.tower.tiles(self.tile_patches(canvases)), self.spec.projector.merge
+        if merge > 1:
+            side = self.spec.tile_px // self.spec.tower.patch_px // merge
+            x = x.unflatten(1, (side, merge, side, merge)).mean(dim=(2, 4)).flatten(1, 2)
+        rows: Tensor = self.projector(x)
+        return list(rows)
 
 
 class AnyResEncoder(ImageEncoder):
@@ -199,6 +264,52 @@ class HDCropsEncoder(ImageEncoder):
         """[lines, columns, width] to [lines * (columns + 1), width]."""
         separator = self.projector.line_separator.expand(lines.shape[0], 1, -1)
         return torch.cat((lines, separator), dim=1).flatten(0, 1)
+
+
+class TilesEncoder(ImageEncoder):
+    """A canvas is a field of tiles and, if these are several, the overview below; a grid is (1, rows, columns)."""
+
+    def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        tile = self.spec.tile_px
+        parts: list[Tensor] = []
+        for canvas, (_, rows, columns) in zip(canvases, grids, strict=True):
+            parts.append(canvas[: rows * tile])
+            if rows * columns > 1:
+                parts.append(canvas[-tile:, :tile].contiguous())
+        merged = self._merge(self.tower.tiles(self.tile_patches(parts)))
+        norm = self.spec.projector.norm
+        views = self.projector(self.projector.norm(merged) if norm else merged)
+        counts = [rows * columns + (rows * columns > 1) for _, rows, columns in grids]
+        return [self._arrange(*one) for one in zip(views.split(counts), grids, strict=True)]
+
+    def _merge(self, views: Tensor) -> Tensor:
+        """Join blocks of patches: [views, patches, width] to [views, rows, merged width]."""
+        merge = self.spec.projector.merge
+        side = self.spec.tile_px // self.spec.tower.patch_px // merge
+        blocks = views.unflatten(1, (side, merge, side, merge)).transpose(2, 3)
+        return blocks.flatten(3).flatten(1, 2)
+
+    def _arrange(self, views: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """The tiles in reading order, then the overview."""
+        return views.flatten(0, 1)
+
+
+class MarkedTilesEncoder(TilesEncoder):
+    """Marks, in their table's order: start; behind the overview; between tiles of a line; between lines; end."""
+
+    def _arrange(self, views: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        _, rows, columns = grid
+        begin, after_overview, column_end, line_end, end = self.projector.marks.unsqueeze(1).unbind()
+        if rows * columns == 1:
+            return torch.cat((begin, views[0], after_overview, end))
+        parts = [begin, views[-1], after_overview]
+        for number, tile in enumerate(views[:-1], 1):
+            parts.append(tile)
+            if number % columns:
+                parts.append(column_end)
+            elif number < rows * columns:
+                parts.append(line_end)
+        return torch.cat((*parts, end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +421,10 @@ def _joined_order(frames: Sequence[Frame]) -> Tensor | None:
 
 ENCODERS: dict[str, type[ImageEncoder]] = {
     "fixed": FixedEncoder,
+    "pooled": PooledEncoder,
     "anyres": AnyResEncoder,
     "hd_crops": HDCropsEncoder,
     "merged_grid": MergedGridEncoder,
+    "tiles": TilesEncoder,
+    "marked_tiles": MarkedTilesEncoder,
 }
