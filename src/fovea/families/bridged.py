@@ -80,6 +80,16 @@ vision-encoder-decoder:VisionEncoderDecoderModel
 """
 BRIDGED: Mapping[str, str] = MappingProxyType(dict(entry.split(":") for entry in _MAP.split()))
 
+CANNOT_RUN: Mapping[str, str] = MappingProxyType(
+    {
+        "diffusion_gemma": "it denoises whole blocks of tokens in several passes, and there is no next token to follow",
+        "evolla": "it answers about a protein's sequence and folded shape, not about pictures",
+        "instructblipvideo": "it answers about videos of four frames, and its processor makes no tokens of a picture",
+        "pi0": "it answers with a robot's actions, not with text",
+        "udop": "it needs the words of a page and their places beside the picture, from a text recogniser",
+    }
+)
+
 _LAYERS = ("num_hidden_layers", "n_layer", "decoder_layers", "num_decoder_layers", "num_layers", "n_layers")
 _HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
 _HEADS = ("num_attention_heads", "n_head", "decoder_attention_heads", "num_heads", "n_heads")
