@@ -15,7 +15,7 @@ from fovea.core.errors import EmbeddingsError, UnsupportedModelError
 from fovea.core.types import ImagePlan, MediaSpan, Resample
 from fovea.families.backbones import text_backbone
 from fovea.families.config_reader import Section
-from fovea.families.llava import Llava
+from fovea.families.llava import TOWER_PARTS, Llava
 from fovea.families.parts import siglip_tower, siglip_unused, siglip_weights
 from fovea.families.spec import EncoderKind, ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
 
@@ -94,6 +94,11 @@ class PooledSiglip(Llava):
                 ("model.language_model.", "language_model.model."),
                 ("lm_head.", "language_model.lm_head."),
                 ("model.multi_modal_projector.", "multi_modal_projector."),
+                *(
+                    (f"{root}{part}", f"{vision}{part}")
+                    for root in ("vision_tower.", "model.vision_tower.")
+                    for part in TOWER_PARTS
+                ),
                 ("model.vision_tower.", "vision_tower."),
             ),
         )
