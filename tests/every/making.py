@@ -106,11 +106,13 @@ def builder(
     spread: float = 0.5,
     gain: float = 1.0,
     own_names: bool = False,
+    after: Callable[[Any], None] | None = None,
 ) -> Callable[[Path, int], None]:
     """A function that fills a folder with the checkpoint of ``parts``: its (configuration, processor).
 
     ``spread`` is the standard deviation of the output head's rows, ``gain`` scales all other matrices, and
-    ``own_names`` writes the module's names instead of those that published files have.
+    ``own_names`` writes the module's names instead of those that published files have. ``after`` may set
+    single tensors of the model once all are random.
     """
 
     def build(folder: Path, seed: int) -> None:
@@ -119,6 +121,8 @@ def builder(
         config, processor = parts()
         model = AutoModelForImageTextToText.from_config(config)
         randomize(model, seed, spread, gain, _used(processor))
+        if after is not None:
+            after(model)
         model.save_pretrained(folder, save_original_format=not own_names)
         if not own_names:
             _publish_towers(model, folder / "model.safetensors")

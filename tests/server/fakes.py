@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from starlette.types import ASGIApp
@@ -90,6 +90,10 @@ class FakeService:
     metrics: FakeMetrics = field(default_factory=lambda: FakeMetrics())
     opened: int = 0
     closed: int = 0
+
+    @property
+    def model_path(self) -> Literal["fused"]:
+        return "fused"
 
     @property
     def max_images(self) -> int:

@@ -11,10 +11,10 @@ from fovea.core.config import EMBEDDED_MODEL
 
 DESCRIPTION = "List the supported model families."
 EXAMPLES = ("fovea models",)
-FOOTER = f"""\
-All of them take text alone; those that name how pictures stand in a prompt take one or several, and the frames of a
-video as several pictures. A family is recognised by "architectures" in config.json, so fine-tuned models of the same
-shape run too.
+FOOTER = f"""
+Those of the fused path take text alone; those that name how pictures stand in a prompt take one or several. A model is
+recognised by "architectures" in config.json, so fine-tuned models of the same shape run too. docs/models.md says what
+was checked of each.
 {EMBEDDED_MODEL}, the model that comes with Fovea, has the layout of Qwen2-VL."""
 
 
@@ -23,7 +23,9 @@ def main(argv: Sequence[str]) -> int:
     _, words = parser.parse(argv)
     if words:
         raise UsageError(f"fovea models takes no words, {words[0]!r} was given.")
+    print("fused path: Fovea's own modules\n")
     print(families_table())
+    print(bridged_table())
     print(FOOTER)
     return 0
 
@@ -40,3 +42,23 @@ def families_table() -> str:
         lines = [f"pictures in a prompt: {tag}", f"mm_processor_kwargs: {options}"]
         blocks.append("\n".join([", ".join(family.architectures), *textwrap.wrap(about, 100), *lines]))
     return "\n\n".join(block.replace("\n", "\n    ") for block in blocks) + "\n"
+
+
+def bridged_table() -> str:
+    """The classes that transformers runs, by path."""
+    from fovea.families.bridged import BRIDGED, CANNOT_RUN, GENERIC
+    from fovea.families.registry import FAMILIES
+
+    own = {name for family in FAMILIES for name in family.architectures}
+    own |= {BRIDGED[model_type] for model_type in CANNOT_RUN}
+    rest = {model_type: name for model_type, name in sorted(BRIDGED.items()) if name not in own}
+    generic = ", ".join(name for model_type, name in rest.items() if model_type in GENERIC)
+    compatible = ", ".join(name for model_type, name in rest.items() if model_type not in GENERIC)
+    about = {
+        "generic": ("transformers' modules over Fovea's KV cache and batches", generic),
+        "compatible": ("transformers with its own caches, one request beside the other", compatible),
+    }
+    return "\n\n".join(
+        f"{path} path: {what}\n" + textwrap.fill(names, 100, initial_indent="    ", subsequent_indent="    ")
+        for path, (what, names) in about.items()
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,16 @@ vision-encoder-decoder:VisionEncoderDecoderModel
 """
 BRIDGED: Mapping[str, str] = MappingProxyType(dict(entry.split(":") for entry in _MAP.split()))
 
+CANNOT_RUN: Mapping[str, str] = MappingProxyType(
+    {
+        "diffusion_gemma": "it denoises whole blocks of tokens in several passes, and there is no next token to follow",
+        "evolla": "it answers about a protein's sequence and folded shape, not about pictures",
+        "instructblipvideo": "it answers about videos of four frames, and its processor makes no tokens of a picture",
+        "pi0": "it answers with a robot's actions, not with text",
+        "udop": "it needs the words of a page and their places beside the picture, from a text recogniser",
+    }
+)
+
 _LAYERS = ("num_hidden_layers", "n_layer", "decoder_layers", "num_decoder_layers", "num_layers", "n_layers")
 _HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
 _HEADS = ("num_attention_heads", "n_head", "decoder_attention_heads", "num_heads", "n_heads")
@@ -145,6 +156,13 @@ class Bridged(Family):
         except Exception as error:  # whatever a config class raises
             where = f"{self.files.folder}/config.json"
             raise ModelError(f"transformers can't read {where} of {self.name}: {error}") from None
+
+    def wants_token_types(self) -> bool:
+        """Whether the model must be told the kind of each token, which its processor may not say unasked."""
+        import transformers
+
+        made = getattr(transformers, BRIDGED.get(self.model_type, ""), None)
+        return made is not None and "mm_token_type_ids" in signature(made.forward).parameters
 
     def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:
         """The picture as it is: what happens to it is the processor's business."""

@@ -9,7 +9,7 @@ from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.core.log import logger
 from fovea.families.aya_vision import AyaVision
 from fovea.families.base import Family, ModelFiles
-from fovea.families.bridged import BRIDGED, GENERIC, Bridged
+from fovea.families.bridged import BRIDGED, CANNOT_RUN, GENERIC, Bridged
 from fovea.families.cohere2 import Cohere2
 from fovea.families.gemma import Gemma, Gemma2, Gemma3
 from fovea.families.gemma3 import Gemma3VL
@@ -105,6 +105,8 @@ def _is_mapped(files: ModelFiles) -> bool:
 
 def _bridged(files: ModelFiles, model_impl: ModelImpl) -> Bridged:
     model_type = str(files.config.get("model_type"))
+    if model_type in CANNOT_RUN:
+        raise UnsupportedModelError(f"{BRIDGED[model_type]} does not run here: {CANNOT_RUN[model_type]}.")
     if model_impl == "generic" and model_type not in GENERIC:
         raise UnsupportedModelError(
             f"model_impl is 'generic', which is not known to answer right with the model type {model_type!r}; "

@@ -146,6 +146,7 @@ def main(argv: list[str]) -> int:
             str(engine.model.dtype)[6:],
             str(engine.plan),
             engine.model.spec.takes_pictures,
+            engine.model.path,
         )
         channel.send(encode(ready), heartbeat.fd)
         EngineLoop(engine, channel, heartbeat).run()

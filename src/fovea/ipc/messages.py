@@ -24,6 +24,7 @@ from fovea.core.types import (
     TokenLogprobs,
     TokenOutput,
 )
+from fovea.families.spec import ModelPath
 from fovea.ipc.media_wire import MediaWire, media_from_wire, media_to_wire
 
 LogprobsWire = dict[int, tuple[float, int]]
@@ -118,6 +119,7 @@ class EngineReady(Message, frozen=True):
     dtype: str
     memory_plan: str
     takes_pictures: bool = True
+    path: ModelPath = "fused"
 
 
 class Failed(Message, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from fovea.core.errors import WeightsError
 from fovea.families.bridged import Bridged
-from fovea.families.spec import ModelSpec
+from fovea.families.spec import ModelPath, ModelSpec
 
 LISTED = "[]"  # see pipeline.processor
 
 
 class BridgedModel:
     """A whole model of transformers, and what the engine asks of any model."""
+
+    path: ClassVar[ModelPath] = "compatible"
 
     def __init__(self, module: Any, spec: ModelSpec) -> None:
         self.module = module

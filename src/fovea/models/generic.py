@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fovea import kernels as ops
 from fovea.core.errors import RequestFailedError, UnsupportedModelError
 from fovea.core.types import ROW, MediaItem
-from fovea.families.spec import ModelSpec
+from fovea.families.spec import ModelPath, ModelSpec
 from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule
 from fovea.models.bridged import BridgedModel, to_model
 from fovea.models.decoder import KVPages
@@ -39,6 +39,8 @@ class GenericModel(BridgedModel):
 
     Raises UnsupportedModelError for a decoder that does not fit the pages.
     """
+
+    path: ClassVar[ModelPath] = "generic"
 
     def __init__(self, module: Any, spec: ModelSpec, image_token_id: int) -> None:
         super().__init__(module, spec)

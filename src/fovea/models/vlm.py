@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fovea.core.types import ROW, MediaItem
-from fovea.families.spec import ModelSpec
+from fovea.families.spec import ModelPath, ModelSpec
 from fovea.models.decoder import Decoder, Rope
 from fovea.models.encoders import ENCODERS
 from fovea.models.pixels import make_canvases, upload
@@ -17,6 +18,8 @@ from fovea.models.pixels import make_canvases, upload
 
 class VLM(nn.Module):
     """Parameters come from `models.weights`; nothing here allocates state for requests."""
+
+    path: ClassVar[ModelPath] = "fused"
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()

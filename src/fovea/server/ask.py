@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from fovea.core.params import SamplingParams
 from fovea.core.server_config import ServerConfig
 from fovea.core.types import Delta, RequestOutput
+from fovea.families.spec import ModelPath
 from fovea.pipeline.preparer import Counted
 from fovea.server.admission import Reading
 
@@ -47,6 +48,8 @@ class ServiceLike(Protocol):
     def model_names(self) -> tuple[str, ...]: ...
     @property
     def max_model_len(self) -> int: ...
+    @property
+    def model_path(self) -> ModelPath: ...
     @property
     def max_images(self) -> int:
         """Most pictures of one request: what is set, or none with a model of text alone."""

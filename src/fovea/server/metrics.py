@@ -11,7 +11,7 @@ import asyncio
 import time
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -74,6 +74,7 @@ class Metrics(Collector):
     def __init__(self, config: ServerConfig, model_name: str) -> None:
         self._config = config
         self._labels = {"model_name": model_name, "engine": "0"}
+        self.model_path: Callable[[], str] = lambda: "fused"  # see Service.model_path
         self._histograms = {name: Histogram(bounds) for name, (_, bounds) in HISTOGRAMS.items()}
         self._counts: Counter[str] = Counter()
         self._labelled: dict[str, Counter[str]] = {name: Counter() for name in LABELLED_COUNTERS}
@@ -197,7 +198,7 @@ class Metrics(Collector):
         limits = {
             name: str(getattr(self._config, name)) for name in ("max_num_seqs", "max_num_queued_reqs", "max_body_bytes")
         }
-        info.add_metric(tuple(self._labels.values()), limits)
+        info.add_metric(tuple(self._labels.values()), limits | {"model_path": self.model_path()})
         yield info
 
     def _engine_metrics(self) -> Iterator[Metric]:

@@ -101,6 +101,7 @@ class _Server:
         pool.on_replaced = metrics.worker_replaced
         engine.on_restart = metrics.engine_restarted
         service = Service(self._config, names, self._tokenizer, pool, engine, admission)
+        metrics.model_path = lambda: service.model_path
         http = Serve(wrap(build_app(service, self._config, metrics), self._config, metrics), self._config)
         serving = loop.create_task(http.serve())
         starting = loop.create_task(self._start(pool, engine, http, names[0]))

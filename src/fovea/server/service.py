@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from fovea.core.errors import DeadlineError, MediaError, MediaLimitError, PromptError
 from fovea.core.server_config import ServerConfig
 from fovea.core.types import Delta, EngineTimings, MediaReport, MediaSpan, RequestOutput
+from fovea.families.spec import ModelPath
 from fovea.ipc.blob import blob_bytes, write_blob
 from fovea.ipc.messages import Counts, Done, FetchedWire, Task, ids_from_wire, params_to_wire, request_from_wire
 from fovea.ipc.prepare_pool import PreparePool
@@ -64,6 +65,11 @@ class Service:
     @property
     def max_images(self) -> int:
         return self.config.image_limit() if self._takes_pictures else 0
+
+    @property
+    def model_path(self) -> ModelPath:
+        """Who runs the model: Fovea's own modules, or transformers in one way or another."""
+        return "fused" if self._engine.facts is None else self._engine.facts.path
 
     @property
     def _takes_pictures(self) -> bool:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from fovea import __version__
 from fovea.core.errors import BodyError, UnavailableError
 from fovea.core.params import SamplingParams
+from fovea.families.spec import ModelPath
 from fovea.server.answers import MediaTokens, media_tokens
 from fovea.server.ask import Ask, ServiceLike
 from fovea.server.asks import (
@@ -31,6 +32,7 @@ class ModelFacts(Struct):
     modalities: list[str]
     max_images: int
     max_image_pixels: int
+    path: ModelPath
 
 
 class ModelCard(Struct, kw_only=True):
@@ -94,7 +96,7 @@ class UtilityRoutes:
             count=len(counted.token_ids),
             max_model_len=self._service.max_model_len,
             tokens=counted.token_ids,
-            image_tokens=sum(span.length for span in counted.spans),
+            image_tokens=sum(span.length for span in counted.spans) or sum(r.num_tokens for r in counted.reports),
             media=[media_tokens(report) for report in counted.reports],
         )
         return json_response(tokens, call.headers)
@@ -137,6 +139,7 @@ class UtilityRoutes:
                 modalities=["text", "image"] if max_images else ["text"],
                 max_images=max_images,
                 max_image_pixels=config.max_image_pixels,
+                path=self._service.model_path,
             ),
         )
 
