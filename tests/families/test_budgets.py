@@ -23,6 +23,8 @@ OPTIONS: dict[str, dict[str, int]] = {
     "qwen2_vl": {"max_pixels": 1280 * 784},
     "qwen2_5_vl": {"max_pixels": 1280 * 784},
     "qwen3_vl": {"max_pixels": 1280 * 784},
+    "glm4v": {"max_pixels": 1280 * 784},
+    "glm_ocr": {"max_pixels": 1280 * 784},
     "phi3_v": {"num_crops": 16},
     "mistral3": {"longest_edge": 1540},
     "internvl": {},
@@ -51,13 +53,14 @@ def planned(family: Family, width: int, height: int, budget: PixelBudget) -> Ima
 def _name(family: Family) -> str:
     names = {"Llava": "llava", "Qwen2VL": "qwen2_vl", "Qwen2_5VL": "qwen2_5_vl", "Phi3V": "phi3_v"}
     names |= {"LlavaNext": "llava_next", "VipLlava": "vipllava", "Mistral3": "mistral3", "InternVL": "internvl"}
-    return (names | {"Ovis2": "ovis2", "Qwen3VL": "qwen3_vl"})[type(family).__name__]
+    names |= {"Ovis2": "ovis2", "Qwen3VL": "qwen3_vl", "Glm4V": "glm4v", "GlmOcr": "glm_ocr"}
+    return names[type(family).__name__]
 
 
 def least(family: Family) -> int:
     tile = 56 * 56
     sides = {"llava": tile, "vipllava": tile, "llava_next": 2 * tile, "phi3_v": 336 * 336}
-    sides |= {"mistral3": 784, "internvl": tile, "ovis2": tile}
+    sides |= {"mistral3": 784, "internvl": tile, "ovis2": tile, "glm4v": 784, "glm_ocr": 784}
     return (sides | {"qwen2_vl": 784, "qwen2_5_vl": 784, "qwen3_vl": 1024})[_name(family)]
 
 

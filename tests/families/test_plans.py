@@ -29,7 +29,7 @@ from fovea.media.source import PilSource
 from fovea.media.transform import apply_plan
 from tests.oracle.checkpoints import CASES, QWEN_TOKENS, Case, picture
 from tests.oracle.reference import pixels, positions
-from tests.parity.support import EVERY_FAMILY, QWEN, Checkpoints, Engines, answer
+from tests.parity.support import EVERY_FAMILY, GRIDDED, QWEN, Checkpoints, Engines, answer
 
 SIZES = [(1, 1), (28, 28), (56, 57), (57, 56), (333, 56), (56, 333), (640, 480), (480, 640), (337, 336), (999, 1000)]
 
@@ -114,8 +114,8 @@ def test_llava_next_counts_are_transformers_own(
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", QWEN)
-def test_qwen_grids_are_the_reference_grids(
+@pytest.mark.parametrize("name", GRIDDED)
+def test_grids_are_the_reference_grids(
     checkpoints: Checkpoints, families: dict[str, Family], name: str, size: tuple[int, int]
 ) -> None:
     image = picture(*size, seed=3)
@@ -237,7 +237,7 @@ def test_text_has_plain_positions_in_every_family(families: dict[str, Family]) -
     for name, family in families.items():
         rows, delta = family.positions(5, [], [])
         assert delta == 0
-        if name in QWEN:
+        if name in GRIDDED:
             assert rows is not None
             assert rows.tolist() == [[0, 1, 2, 3, 4]] * 3
         else:
@@ -252,6 +252,7 @@ def test_stop_tokens_are_those_of_the_folder(engines: Engines) -> None:
         "qwen2_vl": {"<|im_end|>", "<|endoftext|>"},
         "qwen2_5_vl": {"<|im_end|>", "<|endoftext|>"},
         "qwen3_vl": {"<|im_end|>", "<|endoftext|>"},
+        "glm4v": {"<|endoftext|>", "<|user|>", "<|observation|>"},
         "phi3_v": {"</s>", "<|end|>", "<|endoftext|>"},
         "mistral3": {"</s>"},
         "internvl": {"<|im_end|>", "<|endoftext|>"},

@@ -264,4 +264,4 @@ def test_a_setting_that_would_change_the_answer_is_refused(
     change(content)
     (folder / file).write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UnsupportedModelError, match="supported|permitted|the tower takes"):
-        load_family(folder)
+        load_family(folder, "fused")

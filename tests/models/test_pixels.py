@@ -31,6 +31,8 @@ OPTIONS: dict[str, dict[str, int]] = {
     "qwen2_vl": {"max_pixels": 60 * 784},
     "qwen2_5_vl": {"max_pixels": 50 * 784},
     "qwen3_vl": {"max_pixels": 50 * 1024},
+    "glm4v": {"max_pixels": 50 * 784},
+    "glm_ocr": {"max_pixels": 50 * 784},
     "phi3_v": {"num_crops": 3},
 }
 

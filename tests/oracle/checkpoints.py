@@ -158,8 +158,8 @@ _FIRST_SEED = {
     "qwen2": 22,
     "qwen3": 0,
     "qwen3_moe": 6,
-    "glm": 0,
-    "glm4": 0,
+    "glm": 16,
+    "glm4": 23,
 }
 
 

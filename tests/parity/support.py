@@ -92,6 +92,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama-biased": ("llama", {"attention_bias": True, "num_key_value_heads": 1, "head_dim": 8}),
     "llama-smollm2": ("llama", {**SMOL, "tie_word_embeddings": True}),
     "mistral": ("mistral", {}),
+    "mistral-window": ("mistral", {"sliding_window": 12}),
     "phi3": ("phi3", {}),
     "phi3-switch-32": ("phi3", {"original_max_position_embeddings": 32}),
     "phi3-plain": ("phi3", {"rope_scaling": None, "max_position_embeddings": 4096, "num_key_value_heads": 1}),
@@ -114,8 +115,19 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
 # Text stands around a picture's rows, between them, or rows have tokens of their own.
 SPANS = ("mistral3", "internvl", "ovis2")
-EVERY_FAMILY = (*FAMILIES, "llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava", *SPANS)
+EVERY_FAMILY = (
+    *FAMILIES,
+    "llava_next",
+    "llava_next_video",
+    "llava_onevision",
+    "llava_siglip",
+    "vipllava",
+    "glm4v",
+    "glm_ocr",
+    *SPANS,
+)
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+GRIDDED = (*QWEN, "glm4v", "glm_ocr")  # whose embeddings come with a grid and whose positions have three rows
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
 _KV_BYTES = {"phi3_v": 48 * MIB, "phi3": 48 * MIB}
 

@@ -13,7 +13,7 @@ from tests.oracle.checkpoints import CASES, Case
 from tests.oracle.reference import Floats, image_features, pixels
 from tests.parity.support import (
     EVERY_FAMILY,
-    QWEN,
+    GRIDDED,
     Checkpoints,
     Engines,
     answer,
@@ -34,7 +34,7 @@ def embeddings(checkpoints: Checkpoints, variant: str, case: Case) -> object:
     if variant == "mistral3":
         grids = [[1, height // 14, width // 14] for height, width in pixels(folder, images)["image_sizes"]]
         return {"image_embeds": np.concatenate(rows), "image_grid_thw": np.array(grids)}
-    if variant in QWEN:
+    if variant in GRIDDED:
         return {"image_embeds": np.concatenate(rows), "image_grid_thw": pixels(folder, images)["image_grid_thw"]}
     return rows
 

@@ -81,6 +81,7 @@ def test_a_batch_of_all_cases_answers_each_as_the_reference(
     [
         *(*EVERY_FAMILY, "llava-grouped", "qwen2_5_vl-nested"),
         *("llama-llama3", "llama-biased", "mistral", "phi3", "phi3-partial", "qwen2-untied", "qwen3", "qwen3-biased"),
+        *("qwen3_vl_moe", "qwen3_moe", "glm4v_moe", "glm4"),
     ],
 )
 def test_other_weights_agree_too(checkpoints: Checkpoints, engines: Engines, variant: str, seed: int) -> None:

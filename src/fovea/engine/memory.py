@@ -133,11 +133,6 @@ def _wanted_len(spec: ModelSpec, config: EngineConfig) -> int:
         raise InvalidOptionError(
             f"max_model_len is {wanted:,}; the model's positions end at {decoder.max_positions:,}."
         )
-    if decoder.window is not None and wanted > decoder.window:
-        raise InvalidOptionError(
-            f"max_model_len is {wanted:,} and the model's attention has a sliding window of {decoder.window:,} tokens, "
-            f"beyond which Fovea does not run it. Pass max_model_len={decoder.window} or less."
-        )
     return wanted
 
 

@@ -107,6 +107,7 @@ class Glm4V(Qwen2VL):
     architectures: ClassVar[tuple[str, ...]] = ("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration")
     text_defaults: ClassVar[Mapping[str, Any]] = {}  # they depend on the model_type
     placeholder = "<|image|>"
+    video_placeholder: ClassVar[str | None] = None  # its videos have timestamps of their own, which nobody writes here
     usual_text, usual_vision = "glm4v_text", "glm4v_vision"
 
     @property

@@ -25,6 +25,14 @@ CROP_SHAPES = (("",), ("height", "width"))
 PROCESSOR_STEPS = ("do_resize", "do_rescale", "do_normalize")
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
+# transformers 5 writes towers without the "vision_model." that published checkpoints have.
+_TOWER_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.", "head.")
+TOWER_RENAMES = tuple(
+    (f"{place}vision_tower.{part}", f"vision_tower.vision_model.{part}")
+    for place in ("model.", "")
+    for part in _TOWER_PARTS
+)
+
 
 class Llava(Family):
     architectures = ("LlavaForConditionalGeneration",)
@@ -185,6 +193,7 @@ class Llava(Family):
                 ("model.language_model.", "language_model.model."),
                 ("lm_head.", "language_model.lm_head."),
                 ("model.multi_modal_projector.", "multi_modal_projector."),
+                *TOWER_RENAMES,
                 ("model.vision_tower.", "vision_tower."),
             ),
         )

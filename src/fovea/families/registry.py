@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fovea.core.config import ModelImpl
 from fovea.core.errors import UnsupportedModelError, nearest
+from fovea.core.log import logger
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
 from fovea.families.gemma import Gemma, Gemma2, Gemma3
@@ -70,15 +71,28 @@ def load_family(folder: Path, model_impl: ModelImpl = "auto") -> Family:
     """
     files = ModelFiles.read(folder)
     own = _own_family(files, folder)
-    if own is not None and model_impl in ("auto", "fused"):
+    if own is not None and model_impl == "fused":
         return own(files)
-    if model_impl != "fused" and (model_impl != "auto" or files.config.get("model_type") in BRIDGED):
+    if own is not None and model_impl == "auto":
+        try:
+            return own(files)
+        except UnsupportedModelError as error:
+            if not _is_mapped(files):
+                raise
+            logger.warning("transformers runs this model, more slowly than Fovea's own modules would: %s", error)
+    if model_impl in ("generic", "compatible") or (model_impl == "auto" and _is_mapped(files)):
         return _bridged(files, model_impl)
     raise _unsupported(files, folder, model_impl)
 
 
+def _is_mapped(files: ModelFiles) -> bool:
+    """Whether it is a class of transformers' image-text-to-text map."""
+    name = BRIDGED.get(str(files.config.get("model_type")))
+    return name is not None and name in (files.config.get("architectures") or [name])
+
+
 def _bridged(files: ModelFiles, model_impl: ModelImpl) -> Bridged:
-    model_type = files.config.get("model_type")
+    model_type = str(files.config.get("model_type"))
     if model_impl == "generic" and model_type not in GENERIC:
         raise UnsupportedModelError(
             f"model_impl is 'generic', which is not known to answer right with the model type {model_type!r}; "
@@ -103,9 +117,6 @@ def _unsupported(files: ModelFiles, folder: Path, model_impl: ModelImpl) -> Unsu
     known = sorted({name for family in FAMILIES for name in family.architectures})
     wanted = ", ".join(map(str, names)) or "no architecture"
     hint = nearest(str(names[0]), known) if names else ""
-    how = "" if model_impl == "auto" else f" with model_impl {model_impl!r}"
+    others = "" if model_impl == "fused" else ", and by transformers the model types of `fovea models`"
     code = " Code that comes with a model folder (auto_map) is never run." if "auto_map" in files.config else ""
-    return UnsupportedModelError(
-        f"{folder} has {wanted}; supported{how}: {', '.join(known)}, and by transformers the model types of "
-        f"`fovea models`.{code}{hint}"
-    )
+    return UnsupportedModelError(f"{folder} has {wanted}; supported: {', '.join(known)}{others}.{code}{hint}")

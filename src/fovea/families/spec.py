@@ -70,9 +70,8 @@ class DecoderSpec:
     """A Llama-shaped decoder: RMSNorm, rotary attention with grouped queries, gated SiLU MLP.
 
     `qk_norm`: an RMSNorm over each query and key head before it is rotated (Qwen3, arXiv:2505.09388). `out_bias`: a
-    bias behind attention. `rotary_dim`: only the first so many dimensions of a head are rotated; None: all. `window`:
-    a token sees so many tokens, itself included; the engine runs such a model only where no sequence outgrows it.
-    `moe`: layers with experts.
+    bias behind attention. `rotary_dim`: only the first so many dimensions of a head are rotated; None: all. `moe`:
+    layers with experts.
 
     Gemma (arXiv:2403.08295, 2408.00118, 2503.19786): `norm_offset`: norms multiply by 1 + weight. `embed_scale`
     multiplies embeddings of tokens. `branch_norms`: an RMSNorm over what attention and MLP add, too (GLM-4, Gemma 2).
@@ -98,7 +97,6 @@ class DecoderSpec:
     qk_norm: bool = False
     out_bias: bool = False
     rotary_dim: int | None = None
-    window: int | None = None
     activation: Literal["silu", "gelu_tanh"] = "silu"
     norm: NormKind = "rms"
     norm_offset: bool = False
