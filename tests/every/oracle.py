@@ -15,7 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    LlavaOnevisionProcessor,
+)
 
 Floats = npt.NDArray[np.float32]
 
@@ -69,7 +75,8 @@ def inputs(model: Any, processor: Any, prompt: str, images: Sequence[Image.Image
 
     Some models need the kind of each token for their positions, and some of their processors don't say it unasked.
     """
-    given: dict[str, Any] = {"images": list(images)} if images else {}
+    several = len(images) > 1 and isinstance(processor, LlavaOnevisionProcessor)  # whose pictures of one prompt differ
+    given: dict[str, Any] = {"images": [list(images)] if several else list(images)} if images else {}
     if prompt:
         given["text"] = [prompt]
     if "mm_token_type_ids" in signature(model.forward).parameters:

@@ -55,7 +55,7 @@ _CASES = (
     Case("text", _turn("Tell me a story about the river and the sea.")),
 )
 CASES: Mapping[str, tuple[Case, ...]] = dict.fromkeys(("glm4v", "glm4v_moe", "glm_ocr", "glm46v"), _CASES)
-_FIRST_SEED = {"glm4v": 217, "glm4v_moe": 0, "glm_ocr": 85, "glm46v": 217}
+_FIRST_SEED = {"glm4v": 217, "glm4v_moe": 277, "glm_ocr": 85, "glm46v": 217}
 
 _SIZES = {
     "hidden_act": "silu",

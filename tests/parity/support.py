@@ -68,6 +68,8 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llava_siglip": ("llava_siglip", {}),
     "llava_siglip-phi3": ("llava_siglip", {"text": "phi3"}),
     "llava_siglip-qwen3": ("llava_siglip", {"text": "qwen3"}),
+    "idefics3": ("idefics3", {}),
+    "smolvlm": ("smolvlm", {}),
     "vipllava": ("vipllava", {}),
     "qwen2_vl": ("qwen2_vl", {}),
     "qwen2_5_vl": ("qwen2_5_vl", {}),
@@ -105,6 +107,11 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "glm": ("glm", {}),
     "glm4": ("glm4", {}),
     "qwen3-biased": ("qwen3", {"attention_bias": True, "head_dim": 16, "tie_word_embeddings": False}),
+    "gemma3": ("gemma3", {}),
+    "gemma3-scaled": ("gemma3", {"query_pre_attn_scalar": 40, "sliding_window": 3}),
+    "paligemma": ("paligemma", {}),
+    "paligemma-2": ("paligemma", {"text": "gemma2"}),
+    "cohere2": ("cohere2", {}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {}),
     "gemma2-wide": ("gemma2", {"sliding_window": 4096, "attn_logit_softcapping": None}),
@@ -114,18 +121,9 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 # The first of each shape runs in every test of the engine, all of them where families differ.
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
 # Text stands around a picture's rows, between them, or rows have tokens of their own.
-SPANS = ("mistral3", "internvl", "ovis2")
-EVERY_FAMILY = (
-    *FAMILIES,
-    "llava_next",
-    "llava_next_video",
-    "llava_onevision",
-    "llava_siglip",
-    "vipllava",
-    "glm4v",
-    "glm_ocr",
-    *SPANS,
-)
+SPANS = ("mistral3", "internvl", "ovis2", "idefics3", "smolvlm")
+LLAVAS = ("llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
+EVERY_FAMILY = (*FAMILIES, *LLAVAS, *SPANS, "glm4v", "glm_ocr", "gemma3", "paligemma")
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 GRIDDED = (*QWEN, "glm4v", "glm_ocr")  # whose embeddings come with a grid and whose positions have three rows
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]

@@ -212,6 +212,15 @@ def test_media_reports_tell_sizes_and_tokens(checkpoints: Checkpoints, engines: 
     output = ask(engines.get(variant), question(case))
     assert [(r.original_width_px, r.original_height_px) for r in output.media] == [size[:2] for size in case.sizes]
     tokenizer, family = engines.get(variant).get_tokenizer(), engines.get(variant).family
+    if variant in (
+        "idefics3",
+        "smolvlm",
+    ):  # 4 rows a view, two names between views, a newline for each line and one more
+        fields = [(4, 1), (1, 4), (4, 4)]
+        assert [r.num_tokens for r in output.media] == [
+            6 * (lines * columns + 1) - 2 + lines + 1 for lines, columns in fields
+        ]
+        return
     around = {"internvl": ("<img>", "</img>"), "mistral3": ("[IMG_END]",)}.get(variant, ())
     inside = [tokenizer.token_id(text) for text in (family.placeholder, *family.layout_tokens) if text not in around]
     assert sum(r.num_tokens for r in output.media) == sum(output.prompt_token_ids.count(token) for token in inside)

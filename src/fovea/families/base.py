@@ -72,6 +72,7 @@ class Family(ABC):
     architectures: ClassVar[tuple[str, ...]]
     version: ClassVar[int] = 1  # raise when pixels or layout change: it is part of every cache key
     placeholder: str  # the token that stands for a picture in token ids
+    adds_bos: ClassVar[bool] = True  # whether the tokenizer's own BOS goes in front of a text
     text_placeholder: ClassVar[str | None] = None  # what stands for one in text, where that is no token
     layout_tokens: ClassVar[tuple[str, ...]] = ()  # special tokens in `image_layout`, which a tokenizer must have
     image_tag: ClassVar[re.Pattern[str] | None] = None  # numbered tags in the text, where these are no tokens
@@ -203,6 +204,11 @@ class Family(ABC):
         rows. What comes before the first row and after the last is no part of the picture's span.
         """
         return None
+
+    def markup(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+        """What the model's own processor adds to a prompt's text before it is tokenised: parts, and whether each is
+        trusted. Only trusted ones may be changed."""
+        return list(texts)
 
     def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
         """The grid of a picture handed in as `num_rows` embeddings. Raises EmbeddingsError if they cannot be right."""

@@ -23,15 +23,9 @@ from fovea.families.spec import EncoderKind, ModelSpec, ProjectorSpec, TowerSpec
 
 CROP_SHAPES = (("",), ("height", "width"))
 PROCESSOR_STEPS = ("do_resize", "do_rescale", "do_normalize")
+# Right below "vision_tower." where transformers 5 saves a model that it made itself.
+TOWER_PARTS = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head.")
 TOWERS = ("clip_vision_model", "siglip_vision_model")
-
-# transformers 5 writes towers without the "vision_model." that published checkpoints have.
-_TOWER_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.", "head.")
-TOWER_RENAMES = tuple(
-    (f"{place}vision_tower.{part}", f"vision_tower.vision_model.{part}")
-    for place in ("model.", "")
-    for part in _TOWER_PARTS
-)
 
 
 class Llava(Family):
@@ -188,15 +182,22 @@ class Llava(Family):
         slots |= same_names("multi_modal_projector.linear_2", "encoder.projector.second")
         return WeightMap(
             slots,
-            ignored=(*unused, "language_model.lm_head.") if self.spec.decoder.tied_head else unused,
+            ignored=(*self._unused_head(), *unused),
             renames=(
                 ("model.language_model.", "language_model.model."),
                 ("lm_head.", "language_model.lm_head."),
                 ("model.multi_modal_projector.", "multi_modal_projector."),
-                *TOWER_RENAMES,
+                *(
+                    (f"{root}{part}", f"vision_tower.vision_model.{part}")
+                    for root in ("vision_tower.", "model.vision_tower.")
+                    for part in TOWER_PARTS
+                ),
                 ("model.vision_tower.", "vision_tower."),
             ),
         )
+
+    def _unused_head(self) -> tuple[str, ...]:
+        return ("language_model.lm_head.",) if self.spec.decoder.tied_head else ()
 
     def _tower_weights(self, prefix: str) -> tuple[dict[str, WeightSlot], tuple[str, ...]]:
         """The names below `prefix` that are used, and beginnings of those that are not."""

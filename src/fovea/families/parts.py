@@ -96,7 +96,12 @@ def clip_tower(
 
 
 def siglip_tower(
-    vision: Section, *, num_layers: int | None = None, feature_layers: tuple[int, ...] = (), post_norm: bool = False
+    vision: Section,
+    *,
+    num_layers: int | None = None,
+    feature_layers: tuple[int, ...] = (),
+    post_norm: bool = False,
+    by_place: bool = False,
 ) -> TowerSpec:
     """SigLIP's vision transformer (arXiv:2303.15343); defaults are those of transformers' SiglipVisionConfig.
 
@@ -121,6 +126,7 @@ def siglip_tower(
         num_positions=(vision.count("image_size", 224) // patch_px) ** 2,
         feature_layers=feature_layers,
         post_norm=post_norm,
+        by_place=by_place,
     )
 
 

@@ -9,9 +9,12 @@ from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.core.log import logger
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
+from fovea.families.cohere2 import Cohere2
 from fovea.families.gemma import Gemma, Gemma2, Gemma3
+from fovea.families.gemma3 import Gemma3VL
 from fovea.families.glm4 import Glm, Glm4
-from fovea.families.glm4v import Glm4V, Glm4VMoe, GlmOcr
+from fovea.families.glm4v import Glm4V, Glm4VMoe, Glm46V, GlmOcr
+from fovea.families.idefics3 import Idefics3, SmolVLM
 from fovea.families.internvl import InternVL
 from fovea.families.llama import Llama
 from fovea.families.llava import Llava
@@ -21,6 +24,7 @@ from fovea.families.llava_onevision import LlavaOnevision
 from fovea.families.mistral import Mistral
 from fovea.families.mistral3 import Mistral3, Pixtral
 from fovea.families.ovis2 import Ovis2
+from fovea.families.paligemma import PaliGemma
 from fovea.families.phi3 import Phi3
 from fovea.families.phi3_v import Phi3V
 from fovea.families.qianfan_ocr import QianfanOCR
@@ -40,6 +44,8 @@ FAMILIES: tuple[type[Family], ...] = (
     LlavaNextVideo,
     LlavaOnevision,
     VipLlava,
+    Idefics3,
+    SmolVLM,
     Phi3V,
     Qwen2VL,
     Qwen2_5VL,
@@ -49,11 +55,15 @@ FAMILIES: tuple[type[Family], ...] = (
     InternVL,
     QianfanOCR,
     Ovis2,
+    Gemma3VL,
+    PaliGemma,
+    Cohere2,
     Gemma,
     Gemma2,
     Gemma3,
     Glm4V,
     Glm4VMoe,
+    Glm46V,
     GlmOcr,
     Llama,
     Mistral,

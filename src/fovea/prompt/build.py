@@ -64,7 +64,7 @@ def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedP
         ids = _checked(form.token_ids, family)
         prompt = SlottedPrompt(ids, tuple(i for i, t in enumerate(ids) if t == placeholder_id))
     elif family.image_tag is None:
-        prompt = _tokenize_whole(form, family, tokenizer, placeholder_id)
+        prompt = _tokenize_whole(_marked_up(form, family), family, tokenizer, placeholder_id)
     else:
         prompt = _tokenize_numbered(form, family.image_tag, tokenizer, placeholder_id)
     if not prompt.token_ids:
@@ -185,6 +185,12 @@ def _checked(ids: tuple[int, ...], family: Family) -> tuple[int, ...]:
             param="prompt",
         )
     return ids
+
+
+def _marked_up(form: PromptForm, family: Family) -> PromptForm:
+    texts = family.markup([(piece.text, piece.trusted) for piece in form.pieces or ()])
+    pieces = tuple(Piece(text, trusted) for text, trusted in texts)
+    return replace(form, pieces=pieces, add_special_tokens=form.add_special_tokens and family.adds_bos)
 
 
 def _tokenize_whole(form: PromptForm, family: Family, tokenizer: Tokenizer, placeholder_id: int) -> SlottedPrompt:
