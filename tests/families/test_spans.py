@@ -193,7 +193,7 @@ def test_embeddings_of_no_picture_are_refused(families: dict[str, Family], name:
         families[name].embeds_grid(1013, None)
 
 
-@pytest.mark.parametrize("name", SPANS)
+@pytest.mark.parametrize("name", ["mistral3", *TILES])
 @pytest.mark.parametrize("said", [True, False, None])
 @pytest.mark.parametrize("published", [True, False])
 def test_a_head_in_the_checkpoint_is_one_of_its_own(
@@ -265,4 +265,4 @@ def test_a_setting_that_would_change_the_answer_is_refused(
     change(content)
     (folder / file).write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UnsupportedModelError, match="supported|permitted|the tower takes"):
-        load_family(folder)
+        load_family(folder, "fused")

@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from . import phi3v
 from .checkpoints import BUILDERS, CASES, QWEN_TOKENS, TEXT_FAMILIES, Case, picture
+from .gemma import TEXT_MODELS
+from .gemma_vl import BUILDERS as GEMMA_VL
 from .reference import Reference, image_features, load, model_type, pixels, positions, reference
 
 SHARED = Path(os.environ.get("FOVEA_SHARED", Path(__file__).parents[2].parent / "shared"))
@@ -62,16 +64,18 @@ def _name(value: object) -> str | None:
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
-    variants = VARIANTS | {family: (family, {}) for family in TEXT_FAMILIES}
+    variants = {family: (family, dict[str, int | str]()) for family in BUILDERS} | VARIANTS
     return {name: BUILDERS[family](root / name, **options) for name, (family, options) in variants.items()}
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
 
 
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if "phi3_v" not in variant])
+@pytest.mark.parametrize(
+    "variant", [*(variant for variant in VARIANTS if "phi3_v" not in variant), *TEXT_MODELS, *GEMMA_VL]
+)
 def test_transformers_finds_every_weight_and_no_other(folders: dict[str, Path], variant: str) -> None:
-    model: Any = AutoModelForCausalLM if variant in TEXT_FAMILIES else AutoModelForImageTextToText
+    model: Any = AutoModelForCausalLM if variant in (*TEXT_FAMILIES, *TEXT_MODELS) else AutoModelForImageTextToText
     _, info = model.from_pretrained(folders[variant], output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
 

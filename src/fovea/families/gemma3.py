@@ -7,6 +7,7 @@ preprocessor config asks for it; published ones do not.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -94,8 +95,9 @@ class PooledSiglip(Llava):
             renames=VLM_RENAMES,
         )
 
+    @abstractmethod
     def projector_slots(self) -> dict[str, WeightSlot]:
-        raise NotImplementedError
+        """Names of the projector's tensors."""
 
 
 class Gemma3VL(PooledSiglip):

@@ -28,6 +28,7 @@ from fovea.families.ovis2 import Ovis2
 from fovea.families.paligemma import PaliGemma
 from fovea.families.phi3 import Phi3
 from fovea.families.phi3_v import Phi3V
+from fovea.families.qianfan_ocr import QianfanOCR
 from fovea.families.qwen2 import Qwen2
 from fovea.families.qwen2_5_vl import Qwen2_5VL
 from fovea.families.qwen2_vl import Qwen2VL
@@ -53,6 +54,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen3VLMoe,
     Mistral3,
     InternVL,
+    QianfanOCR,
     Ovis2,
     AyaVision,
     Gemma3VL,
