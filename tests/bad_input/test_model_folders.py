@@ -159,7 +159,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[FoveaError], tuple[str, ...
         ("vision_feature_layer", "-5 to 4"),
     ),
     "another tower": (
-        setting(CONFIG, "vision_config", "model_type", to="siglip_vision_model"),
+        setting(CONFIG, "vision_config", "model_type", to="dinov2"),
         UnsupportedModelError,
         ("'siglip_vision_model'", "'clip_vision_model'"),
     ),

@@ -29,6 +29,9 @@ OPTIONS: dict[str, dict[str, int]] = {
     "mistral3": {"longest_edge": 1540},
     "internvl": {},
     "ovis2": {},
+    "gemma3": {},
+    "paligemma": {},
+    "aya_vision": {},
     "llava_next_video": {},
     "llava_onevision": {},
     "llava_siglip": {},
@@ -58,6 +61,7 @@ def planned(family: Family, width: int, height: int, budget: PixelBudget) -> Ima
 def _name(family: Family) -> str:
     names = {"Llava": "llava", "Qwen2VL": "qwen2_vl", "Qwen2_5VL": "qwen2_5_vl", "Phi3V": "phi3_v"}
     names |= {"LlavaNext": "llava_next", "VipLlava": "vipllava", "Mistral3": "mistral3", "InternVL": "internvl"}
+    names |= {"Gemma3VL": "gemma3", "PaliGemma": "paligemma", "AyaVision": "aya_vision"}
     names |= {"LlavaNextVideo": "llava_next_video", "LlavaOnevision": "llava_onevision"}
     names |= {"Idefics3": "idefics3", "SmolVLM": "smolvlm", "Glm4V": "glm4v", "GlmOcr": "glm_ocr"}
     return (names | {"Ovis2": "ovis2", "Qwen3VL": "qwen3_vl"})[type(family).__name__]
@@ -68,6 +72,7 @@ def least(family: Family) -> int:
     sides = {"llava": tile, "vipllava": tile, "llava_next": 2 * tile, "phi3_v": tile}
     sides |= {"llava_next_video": 2 * tile, "llava_onevision": tile, "idefics3": tile, "smolvlm": tile}
     sides |= {"mistral3": 784, "internvl": tile, "ovis2": tile, "glm4v": 784, "glm_ocr": 784}
+    sides |= {"gemma3": tile, "paligemma": tile, "aya_vision": tile}
     return (sides | {"qwen2_vl": 784, "qwen2_5_vl": 784, "qwen3_vl": 1024})[_name(family)]
 
 
@@ -127,7 +132,14 @@ def test_the_token_grid_lies_over_the_canvas(families: dict[str, Family], name: 
         assert columns * 14 <= plan.canvas_width_px
         return
     assert plan.canvas_height_px * columns == plan.canvas_width_px * rows
-    if name in ("phi3_v", "internvl", "ovis2", "idefics3", "smolvlm"):  # an overview or marks are beside them
+    if name in (
+        "phi3_v",
+        "internvl",
+        "aya_vision",
+        "ovis2",
+        "idefics3",
+        "smolvlm",
+    ):  # an overview or marks are beside them
         assert rows * columns < plan.num_tokens or (name not in ("phi3_v", "ovis2") and plan.view is None)
         return
     assert rows * columns == plan.num_tokens

@@ -139,7 +139,7 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path, name: str) -
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(UnsupportedModelError, match=says):
-        load_family(folder)
+        load_family(folder, "fused")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_other_ways_to_split_are_refused(tmp_path: Path, changes: dict[str, Any]
     file = folder / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(UnsupportedModelError, match=next(iter(changes))):
-        load_family(folder)
+        load_family(folder, "fused")
 
 
 def test_pictures_that_are_not_split_are_one_tile(tmp_path: Path) -> None:

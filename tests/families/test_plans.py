@@ -253,7 +253,10 @@ def test_a_plan_agrees_with_itself(families: dict[str, Family], family: str, wid
         assert columns * patch <= plan.canvas_width_px
         assert plan.num_patches == plan.canvas_width_px * plan.canvas_height_px // patch**2 + 16
         assert plan.num_tokens == 16 + rows * (columns + 1)
-    elif family in ("internvl", "ovis2"):
+    elif family == "gemma3":
+        assert (plan.canvas_width_px, plan.canvas_height_px, plan.num_patches) == (56, 56, 16)
+        assert plan.num_tokens == rows * columns == 4
+    elif family in ("internvl", "aya_vision", "ovis2"):
         views, marks = rows * columns + (rows * columns > 1), rows * columns + 2 if family == "ovis2" else 0
         assert (plan.canvas_width_px, plan.canvas_height_px) == (columns * 56, rows * 56)
         assert (plan.num_patches, plan.num_tokens) == (views * 16, views * 4 + marks)

@@ -148,7 +148,8 @@ def build_text(folder: str | Path, family: str, *, seed: int = 0, **changes: Any
 def cohere_weights(t: _Tensors, prefix: str, config: Mapping[str, Any], never: list[int]) -> None:
     width, inner, head = config["hidden_size"], config["intermediate_size"], 16
     q_width, kv_width = head * config["num_attention_heads"], head * config["num_key_value_heads"]
-    _mute(t.normal(f"{prefix}.embed_tokens.weight", config["vocab_size"], width, std=1.0), never, 0.1)
+    std = 1.0 if prefix == "model" else 0.3  # Aya Vision does not scale its logits
+    _mute(t.normal(f"{prefix}.embed_tokens.weight", config["vocab_size"], width, std=std), never, 0.1)
     for index in range(config["num_hidden_layers"]):
         layer = f"{prefix}.layers.{index}"
         t.norm(f"{layer}.input_layernorm", width)

@@ -39,9 +39,12 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
-from . import gemma_vl
 from .checkpoints import TEXT_FAMILIES
 from .gemma import TEXT_MODELS
+from .gemma_vl import BUILDERS as GEMMA_BUILDERS
+from .gemma_vl import PROCESSORS as GEMMA_PROCESSORS
+from .gemma_vl import inputs as gemma_inputs
+from .gemma_vl import processor as gemma_processor
 
 # Its own grouped product of experts refuses sizes that are no multiples of 16 bytes.
 PLAIN: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
@@ -125,7 +128,7 @@ def _image_options(folder: str | Path) -> dict[str, Any]:
     """What the processor tells its image processor."""
     if model_type(folder) == "mistral3":
         return {"patch_size": 28}  # of the tower, merged
-    return {"crop_to_patches": True} if model_type(folder) == "internvl" else {}
+    return {"crop_to_patches": True} if model_type(folder) in ("internvl", "aya_vision") else {}
 
 
 def _marked(views: torch.Tensor, marks: torch.Tensor, grids: list[list[int]]) -> list[Floats]:
@@ -198,8 +201,8 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
             settings["video_processor"] = VIDEO_PROCESSORS[model_type(folder)]()
         made = LLAVA_PROCESSORS[model_type(folder)]
         processor = made(image_processor=image_processor, tokenizer=tokenizer, **settings)
-    elif model_type(folder) in gemma_vl.BUILDERS:
-        processor = gemma_vl.processor(model_type(folder), image_processor, tokenizer)
+    elif model_type(folder) in GEMMA_BUILDERS:
+        processor = gemma_processor(model_type(folder), image_processor, tokenizer)
     else:
         # unused, but the processor insists on one (it needs torchvision)
         video_processor = Glm4vVideoProcessor() if is_glm(folder) else Qwen2VLVideoProcessor()
@@ -216,8 +219,8 @@ def _of_one_prompt(folder: str | Path, images: Sequence[Image.Image]) -> list[An
 def _inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
     if isinstance(processor, PreTrainedTokenizerFast):
         return dict(processor([prompt], return_tensors="pt", return_token_type_ids=False))
-    if type(processor).__name__ in ("Gemma3Processor", "PaliGemmaProcessor"):
-        return gemma_vl.inputs(processor, prompt, images)
+    if type(processor).__name__ in GEMMA_PROCESSORS:
+        return gemma_inputs(processor, prompt, images)
     return dict(
         processor(text=[prompt], images=list(images) or None, return_tensors="pt", return_mm_token_type_ids=True)
     )

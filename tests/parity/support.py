@@ -111,6 +111,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "gemma3-scaled": ("gemma3", {"query_pre_attn_scalar": 40, "sliding_window": 3}),
     "paligemma": ("paligemma", {}),
     "paligemma-2": ("paligemma", {"text": "gemma2"}),
+    "aya_vision": ("aya_vision", {}),
     "cohere2": ("cohere2", {}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {}),
@@ -123,7 +124,7 @@ FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
 # Text stands around a picture's rows, between them, or rows have tokens of their own.
 SPANS = ("mistral3", "internvl", "ovis2", "idefics3", "smolvlm")
 LLAVAS = ("llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
-EVERY_FAMILY = (*FAMILIES, *LLAVAS, *SPANS, "glm4v", "glm_ocr", "gemma3", "paligemma")
+EVERY_FAMILY = (*FAMILIES, *LLAVAS, *SPANS, "glm4v", "glm_ocr", "gemma3", "paligemma", "aya_vision")
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 GRIDDED = (*QWEN, "glm4v", "glm_ocr")  # whose embeddings come with a grid and whose positions have three rows
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +146,13 @@ class Bridged(Family):
         except Exception as error:  # whatever a config class raises
             where = f"{self.files.folder}/config.json"
             raise ModelError(f"transformers can't read {where} of {self.name}: {error}") from None
+
+    def wants_token_types(self) -> bool:
+        """Whether the model must be told the kind of each token, which its processor may not say unasked."""
+        import transformers
+
+        made = getattr(transformers, BRIDGED.get(self.model_type, ""), None)
+        return made is not None and "mm_token_type_ids" in signature(made.forward).parameters
 
     def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:
         """The picture as it is: what happens to it is the processor's business."""

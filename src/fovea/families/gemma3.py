@@ -16,7 +16,7 @@ from fovea.core.types import ImagePlan, MediaSpan, Resample
 from fovea.families.backbones import text_backbone
 from fovea.families.config_reader import Section
 from fovea.families.llava import Llava
-from fovea.families.parts import siglip_tower, siglip_unused, siglip_weights
+from fovea.families.parts import VLM_RENAMES, siglip_tower, siglip_unused, siglip_weights
 from fovea.families.spec import EncoderKind, ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
 
 HALF = (0.5, 0.5, 0.5)
@@ -28,13 +28,14 @@ class PooledSiglip(Llava):
 
     encoder: ClassVar[EncoderKind] = "pooled"
     usual_backbone: ClassVar[str]
+    text_ignored: ClassVar[tuple[str, ...]] = ()
     resample: ClassVar[Resample]
     resample_code: ClassVar[int]  # PIL's number for it
 
     def read_spec(self) -> ModelSpec:
         self.backbone, text = text_backbone(self.files.config, self.usual_backbone)
         tied = self.config.get(bool, "tie_word_embeddings", text.get(bool, "tie_word_embeddings", True))
-        decoder = self.backbone.read_decoder(text, tied_head=tied)
+        decoder = self.backbone.read_decoder(text.without(*self.text_ignored), tied_head=tied)
         vision = Section(self.config.get(dict, "vision_config", {}), "config.json.vision_config")
         vision.expect("model_type", "siglip_vision_model")
         self._check_steps(vision.count("image_size", 224))
@@ -90,12 +91,7 @@ class PooledSiglip(Llava):
         return WeightMap(
             slots,
             ignored=(*unused, "language_model.lm_head.") if decoder.tied_head else unused,
-            renames=(
-                ("model.language_model.", "language_model.model."),
-                ("lm_head.", "language_model.lm_head."),
-                ("model.multi_modal_projector.", "multi_modal_projector."),
-                ("model.vision_tower.", "vision_tower."),
-            ),
+            renames=VLM_RENAMES,
         )
 
     def projector_slots(self) -> dict[str, WeightSlot]:

@@ -15,7 +15,7 @@ from fovea.core.types import ImagePlan, PixelBudget, Resample
 from fovea.families.backbones import text_backbone
 from fovea.families.base import Family
 from fovea.families.config_reader import Section
-from fovea.families.parts import siglip_tower, siglip_weights
+from fovea.families.parts import siglip_tower, siglip_weights, tied_unless_published
 from fovea.families.spec import ModelSpec, ProjectorSpec, WeightMap, WeightSlot
 
 TOWER_DEFAULTS = {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}  # where they are not SigLIP's
@@ -34,6 +34,7 @@ class Idefics3(Family):
     def read_spec(self) -> ModelSpec:
         self.backbone, text = text_backbone(self.files.config, defaults={"rms_norm_eps": 1e-5})
         tied = self.config.get(bool, "tie_word_embeddings", False)
+        tied = tied and tied_unless_published(self.config, self.files.folder)
         decoder = self.backbone.read_decoder(text, tied_head=tied)
         vision = Section({**TOWER_DEFAULTS, **self.config.get(dict, "vision_config", {})}, "config.json.vision_config")
         merge, tile = self.config.count("scale_factor", 2), self._read_preprocessor()

@@ -11,6 +11,7 @@ from fovea.families.backbones import text_backbone
 from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
 from fovea.families.config_reader import Section
 from fovea.families.parts import (
+    VLM_RENAMES,
     clip_tower,
     clip_unused,
     clip_weights,
@@ -23,8 +24,6 @@ from fovea.families.spec import EncoderKind, ModelSpec, ProjectorSpec, TowerSpec
 
 CROP_SHAPES = (("",), ("height", "width"))
 PROCESSOR_STEPS = ("do_resize", "do_rescale", "do_normalize")
-# Right below "vision_tower." where transformers 5 saves a model that it made itself.
-TOWER_PARTS = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head.")
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
@@ -183,17 +182,7 @@ class Llava(Family):
         return WeightMap(
             slots,
             ignored=(*self._unused_head(), *unused),
-            renames=(
-                ("model.language_model.", "language_model.model."),
-                ("lm_head.", "language_model.lm_head."),
-                ("model.multi_modal_projector.", "multi_modal_projector."),
-                *(
-                    (f"{root}{part}", f"vision_tower.vision_model.{part}")
-                    for root in ("vision_tower.", "model.vision_tower.")
-                    for part in TOWER_PARTS
-                ),
-                ("model.vision_tower.", "vision_tower."),
-            ),
+            renames=VLM_RENAMES,
         )
 
     def _unused_head(self) -> tuple[str, ...]:

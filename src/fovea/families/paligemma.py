@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fovea.core.types import MediaSpan
+from fovea.families.config_reader import read_json
 from fovea.families.gemma3 import PooledSiglip
 from fovea.families.parts import same_names
 from fovea.families.spec import ModelSpec, WeightSlot
@@ -22,14 +23,17 @@ class PaliGemma(PooledSiglip):
 
     architectures = ("PaliGemmaForConditionalGeneration",)
     placeholder = "<image>"
-    bos = "<bos>"
+    bos: str = "<bos>"
     adds_bos = False
     usual_backbone = "gemma"
+    text_ignored = ("use_bidirectional_attention",)  # the prompt always sees all of itself
     resample = "bicubic"
     resample_code = 3
 
     def read_spec(self) -> ModelSpec:
         spec = super().read_spec()
+        named = read_json(self.files.folder, "tokenizer_config.json").get("bos_token", self.bos)
+        self.bos = str(named["content"] if isinstance(named, dict) and "content" in named else named)
         self.config.expect("projection_dim", spec.decoder.hidden_size)
         # PaliGemma 2: the prompt sees all of itself in layers with a window, too.
         return replace(spec, decoder=replace(spec.decoder, spans_exceed_window=True))

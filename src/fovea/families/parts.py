@@ -19,6 +19,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# Where transformers 5 puts what published checkpoints have elsewhere; towers that it saves itself are flat.
+VLM_RENAMES = (
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    *(
+        (f"{root}{part}", f"vision_tower.vision_model.{part}")
+        for root in ("vision_tower.", "model.vision_tower.")
+        for part in ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head.")
+    ),
+    ("model.vision_tower.", "vision_tower."),
+)
+
+
 def plain_rope(theta: float, sections: tuple[int, ...] | None = None) -> RopeSpec:
     return RopeSpec(regimes=(RopeRegime(theta),), sections=sections)
 

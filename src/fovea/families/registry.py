@@ -7,6 +7,7 @@ from pathlib import Path
 from fovea.core.config import ModelImpl
 from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.core.log import logger
+from fovea.families.aya_vision import AyaVision
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
 from fovea.families.cohere2 import Cohere2
@@ -53,6 +54,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Mistral3,
     InternVL,
     Ovis2,
+    AyaVision,
     Gemma3VL,
     PaliGemma,
     Cohere2,

@@ -194,7 +194,8 @@ class ProjectorSpec:
     such a norm, whose rows are added to the hidden states behind the decoder's first layers (arXiv:2406.04334).
     `separators`: learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it
     that ends each line (LLaVA-NeXT). `mid_width` 0: one linear layer alone. `gated`: GLM's merger instead, which ends
-    in a gated MLP of `mid_width`.
+    in a gated MLP of `mid_width`. `swiglu`: instead of GELU the second half of `mid_width` is a gate for the first
+    (Aya Vision).
 
     `merge_linear`: joined patches become as wide as one by a linear layer of their own, whose columns stand value by
     value and not patch by patch (Mistral 3). `vocabulary`: a softmax over so many visual tokens, by which rows of a
@@ -215,6 +216,7 @@ class ProjectorSpec:
     vocabulary: int = 0
     marks: int = 0
     gated: bool = False
+    swiglu: bool = False
 
 
 EncoderKind = Literal[

@@ -5,7 +5,7 @@ pooled       the same, patches averaged in squares                         (Gemm
 anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT, -OneVision)
 hd_crops     a picture is a global view and a grid of tiles               (Phi-3-vision)
 merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, -2.5-VL, -3-VL, Mistral 3)
-tiles        a picture is a field of merged tiles and, of several, an overview  (InternVL, Idefics3)
+tiles        a picture is a field of merged tiles and, of several, an overview  (InternVL, Idefics3, Aya Vision)
 marked_tiles the same, overview first, with rows between that mark the layout  (Ovis2)
 """
 
@@ -47,14 +47,21 @@ class Projector(nn.Module):
         if spec.newline:
             self.newline = nn.Parameter(torch.empty(spec.out_width))
         self.first = nn.Linear(joined, spec.mid_width or spec.out_width, bias=spec.bias)
-        self.second = nn.Linear(spec.mid_width, spec.out_width, bias=spec.bias) if spec.mid_width else None
+        self.second = (
+            nn.Linear(spec.mid_width // (1 + spec.swiglu), spec.out_width, bias=spec.bias) if spec.mid_width else None
+        )
         self.spec = spec
 
     def forward(self, x: Tensor) -> Tensor:
         if self.spec.merge_linear:
             x = self.merging(x.unflatten(-1, (self.spec.merge**2, -1)).transpose(-1, -2).flatten(-2))
         x = self.first(x)
-        return x if self.second is None else self.second(F.gelu(x))
+        if self.second is None:
+            return x
+        if self.spec.swiglu:
+            up, gate = x.chunk(2, dim=-1)
+            return self.second(F.silu(gate) * up)
+        return self.second(F.gelu(x))
 
     def merged(self, x: Tensor, patches: int) -> Tensor:
         """Patches [P, width], so many behind one another joined, to rows [P / patches, hidden]."""
