@@ -12,12 +12,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from fovea.core.errors import ModelError
+from fovea.core.errors import EmbeddingsError, MediaError, ModelError
 from fovea.engine.build import count_parameters
 from fovea.families.registry import load_family
 from fovea.families.spec import RopeSpec
 from fovea.models.decoder import Rope
-from tests.parity.support import Checkpoints
+from tests.oracle.checkpoints import CASES
+from tests.parity.support import Checkpoints, Engines, ask
 
 _ROPE = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}
 _GLM_ROPE = {"mrope_section": [8, 12, 12], "rope_type": "default"}
@@ -194,7 +195,7 @@ def test_what_would_change_the_answer_is_refused_by_name(
         place = place[part]
     place[last] = value
     with pytest.raises(ModelError, match=says):
-        load_family(saved(folder, config))
+        load_family(saved(folder, config), "fused")
 
 
 @pytest.mark.parametrize("key", ["shortest_edge", "longest_edge"])
@@ -205,4 +206,22 @@ def test_a_range_that_halves_to_no_whole_number_is_refused(checkpoints: Checkpoi
     said["size"][key] += 1
     path.write_text(json.dumps(said), encoding="utf-8")
     with pytest.raises(ModelError, match=key):
-        load_family(folder)
+        load_family(folder, "fused")
+
+
+def test_rows_of_deepstack_count_in_the_cache_of_embeddings(engines: Engines) -> None:
+    """Main and deepstack rows are one entry: its bytes, the least capacity and what a caller may hand in."""
+    llm, plain = engines.get("qwen3_vl"), engines.get("qwen2_vl")
+    assert llm.family.spec.row_width == 3 * llm.family.spec.decoder.hidden_size
+    assert llm.engine.scheduler.budgets.embedding_bytes == 3 * plain.engine.scheduler.budgets.embedding_bytes
+    case = CASES["qwen3_vl"][0]
+    given = {"image_embeds": torch.zeros(4, 64), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+    with pytest.raises(EmbeddingsError, match="2 deepstack levels beside each row that makes 192"):
+        ask(llm, {"prompt": case.prompt, "multi_modal_data": {"image": given}})
+
+
+@pytest.mark.parametrize("variant", ["glm4v", "glm_ocr", "glm4v_moe"])
+def test_a_video_is_refused(engines: Engines, variant: str) -> None:
+    frames = torch.zeros(4, 3, 56, 56, dtype=torch.uint8).numpy()
+    with pytest.raises(MediaError):
+        ask(engines.get(variant), {"prompt": "What is it?", "multi_modal_data": {"video": frames}})

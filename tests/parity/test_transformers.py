@@ -20,6 +20,7 @@ from tests.parity.support import (
     EVERY_FAMILY,
     FAMILIES,
     GREEDY,
+    GRIDDED,
     QWEN,
     VARIANTS,
     Checkpoints,
@@ -95,7 +96,7 @@ def test_other_weights_agree_too(checkpoints: Checkpoints, engines: Engines, var
         assert decided >= 8, "the checkpoint says too little"
 
 
-@pytest.mark.parametrize("variant", QWEN)
+@pytest.mark.parametrize("variant", [*GRIDDED, "qwen3_vl_moe", "glm4v_moe"])
 def test_a_folder_that_transformers_saved_answers_as_the_published_one(
     checkpoints: Checkpoints, tmp_path: Path, variant: str
 ) -> None:
