@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
 from fovea.families.config_reader import Section
 from fovea.families.parts import decoder_weights, joined, llama_decoder, mrope_positions, plain_rope, same_names
 from fovea.families.spec import ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
+from fovea.families.video import VideoRule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 BICUBIC = 3  # Pillow's number for it
 MAX_ASPECT = 200  # the published processor refuses more
 DEFAULT_MIN_PIXELS, DEFAULT_MAX_PIXELS = 56 * 56, 28 * 28 * 1280  # of transformers' Qwen2VLImageProcessor
+VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS = 128 * 28 * 28, 768 * 28 * 28  # of a frame; Qwen2VLVideoProcessor, qwen-vl-utils
+VIDEO_FPS, VIDEO_MIN_FRAMES = 2.0, 4  # of qwen-vl-utils, which the models were published with
 
 
 # What a config leaves out, where transformers' Qwen2VLTextConfig differs from Llama's; Qwen2.5-VL's are the same.
@@ -41,6 +45,7 @@ TEXT_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 class Qwen2VL(Family):
     architectures = ("Qwen2VLForConditionalGeneration",)
     placeholder = "<|image_pad|>"
+    video_placeholder = "<|video_pad|>"
     processor_options = frozenset({"min_pixels", "max_pixels"})
 
     def read_spec(self) -> ModelSpec:
@@ -116,6 +121,23 @@ class Qwen2VL(Family):
         fallback_max = size.count("longest_edge", DEFAULT_MAX_PIXELS)
         self.min_pixels = said.count("min_pixels", fallback_min)
         self.max_pixels = said.count("max_pixels", fallback_max)
+        self._read_video_processor(tower, merge)
+
+    def _read_video_processor(self, tower: TowerSpec, merge: int) -> None:
+        """The range of a frame's pixels. Without a file of its own: the video processor's, within that of pictures."""
+        self.video_rule = VideoRule(tower.temporal_patch, fps=VIDEO_FPS, min_frames=VIDEO_MIN_FRAMES)
+        said = Section(self.files.video, "the video processor's config")
+        for key, value in (("patch_size", tower.patch_px), ("merge_size", merge)):
+            said.expect(key, value)
+        said.expect("temporal_patch_size", tower.temporal_patch)
+        size = said.section("size") if "size" in said else said
+        self.video_max_pixels = said.count(
+            "max_pixels", size.count("longest_edge", min(VIDEO_MAX_PIXELS, self.max_pixels))
+        )
+        low = VIDEO_MIN_PIXELS if self.files.video else max(self.min_pixels, min(VIDEO_MIN_PIXELS, self.video_max_pixels))
+        self.video_min_pixels = min(
+            said.count("min_pixels", size.count("shortest_edge", low)), self.video_max_pixels
+        )
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         checked = super().check_options(options)
@@ -155,6 +177,41 @@ class Qwen2VL(Family):
             grid=grid,
             num_patches=grid[1] * grid[2],
             num_tokens=grid[1] * grid[2] // self.spec.projector.merge**2,
+        )
+
+    def plan_video(
+        self, num_frames: int, width_px: int, height_px: int, fps: float, options: Mapping[str, Any]
+    ) -> ImagePlan:
+        """Frames of one size; two at a time are one step of the grid's time, the last one twice if their number is odd."""
+        limits = {"min_pixels": self.video_min_pixels, "max_pixels": self.video_max_pixels, **options}
+        limits["min_pixels"] = min(limits["min_pixels"], limits["max_pixels"])
+        return self._over_time(self.plan_image(width_px, height_px, limits), num_frames, fps)
+
+    def plan_video_within(
+        self,
+        num_frames: int,
+        width_px: int,
+        height_px: int,
+        fps: float,
+        options: Mapping[str, Any],
+        budget: PixelBudget | None,
+    ) -> ImagePlan:
+        limits = {"min_pixels": self.video_min_pixels, "max_pixels": self.video_max_pixels, **options}
+        if budget is not None and budget.max_pixels is not None and budget.max_pixels > limits["max_pixels"]:
+            limits["max_pixels"] = max(limits["max_pixels"], self.most_pixels(options))
+        limits["min_pixels"] = min(limits["min_pixels"], limits["max_pixels"])
+        return self._over_time(self.plan_within(width_px, height_px, limits, budget), num_frames, fps)
+
+    def _over_time(self, frame: ImagePlan, num_frames: int, fps: float) -> ImagePlan:
+        patch = self.spec.tower.temporal_patch
+        steps = -(-num_frames // patch)
+        return replace(
+            frame,
+            grid=(steps, *frame.grid[1:]),
+            num_patches=steps * frame.num_patches,
+            num_tokens=steps * frame.num_tokens,
+            frames=num_frames,
+            step_s=patch / fps,
         )
 
     def largest_picture(self, options: Mapping[str, Any]) -> int:
@@ -210,13 +267,25 @@ class Qwen2VL(Family):
         return grid
 
     def positions(
-        self, num_tokens: int, spans: Sequence[MediaSpan], grids: Sequence[tuple[int, int, int]]
+        self,
+        num_tokens: int,
+        spans: Sequence[MediaSpan],
+        grids: Sequence[tuple[int, int, int]],
+        steps_s: Sequence[float] = (),
     ) -> tuple[NDArray[np.int32] | None, int]:
         merge = self.spec.projector.merge
-        return mrope_positions(num_tokens, spans, [(t, h // merge, w // merge) for t, h, w in grids])
+        merged = [(t, h // merge, w // merge) for t, h, w in grids]
+        return mrope_positions(num_tokens, spans, merged, self.intervals(steps_s))
+
+    def intervals(self, steps_s: Sequence[float]) -> list[float]:
+        """How far the positions of one step of time are from those of the next, for each medium."""
+        return [1.0] * len(steps_s)
 
     def image_text(self, number: int) -> str:
         return "<|vision_start|><|image_pad|><|vision_end|>"
+
+    def video_text(self, number: int) -> str:
+        return "<|vision_start|><|video_pad|><|vision_end|>"
 
     def weight_map(self) -> WeightMap:
         tower = self.spec.tower

@@ -45,7 +45,8 @@ class Projector(nn.Module):
 class ImageEncoder(nn.Module):
     """Tower, projector and the pixel arithmetic between uint8 and patches.
 
-    The forward of each layout takes uint8 canvases [height, width, 3] on the model's device and their grids, and gives
+    The forward of each layout takes uint8 canvases [height, width, 3] (of a video, where the layout has those, [frames,
+    height, width, 3]) on the model's device and their grids, and gives
     rows [num_tokens, hidden] for each picture.
     """
 
@@ -75,7 +76,19 @@ class ImageEncoder(nn.Module):
     def cut(self, canvases: Sequence[Tensor], side: int) -> Tensor:
         """Normalised patches of all canvases in the model's type [P, values], in blocks of `side` by `side`."""
         tower, (_, levels) = self.spec.tower, self.levels(canvases[0].device)
+        if any(canvas.dim() == 4 for canvas in canvases):
+            return torch.cat([self._cut_one(canvas, side) for canvas in canvases])
         return ops.cut_patches(canvases, levels, tower.patch_px, side, tower.temporal_patch)
+
+    def _cut_one(self, canvas: Tensor, side: int) -> Tensor:
+        """A picture, or a video [frames, height, width, 3], whose frames take turns in the slots of a patch."""
+        tower, (_, levels) = self.spec.tower, self.levels(canvas.device)
+        if canvas.dim() == 3:
+            return ops.cut_patches([canvas], levels, tower.patch_px, side, tower.temporal_patch)
+        slots = tower.temporal_patch
+        tall = [canvas[slot::slots].flatten(0, 1).contiguous() for slot in range(slots)]  # one frame below the other
+        parts = [ops.cut_patches([part], levels, tower.patch_px, side, 1).unflatten(1, (3, 1, -1)) for part in tall]
+        return torch.cat(parts, dim=2).flatten(1)
 
     def tile_patches(self, canvases: Sequence[Tensor]) -> Tensor:
         """Canvases made of square tiles to [tiles, patches, values], each canvas's tiles in reading order."""

@@ -13,6 +13,8 @@ from fovea.models.decoder import Decoder, Rope
 from fovea.models.encoders import ENCODERS
 from fovea.models.pixels import make_canvases
 
+PATCHES_AT_ONCE = 16384
+
 
 class VLM(nn.Module):
     """Parameters come from `models.weights`; nothing here allocates state for requests."""
@@ -20,6 +22,7 @@ class VLM(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.patches_at_once = PATCHES_AT_ONCE  # of a video; whoever plans memory may set another
         self.decoder = Decoder(spec.decoder)
         if spec.takes_pictures:
             self.encoder = ENCODERS[spec.encoder](spec)
@@ -42,7 +45,33 @@ class VLM(nn.Module):
         The host waits for nothing on the device.
         """
         canvases = make_canvases(items, self.device)
-        rows: list[Tensor] = self.encoder(canvases, [item.grid for item in items])
+        rows: list[Tensor]
+        if any(canvas.dim() == 4 for canvas in canvases):
+            rows = self._encode_with_videos(canvases, items)
+        else:
+            rows = self.encoder(canvases, [item.grid for item in items])
         for item, picture_rows in zip(items, rows, strict=True):
             assert len(picture_rows) == item.num_tokens, "planned and encoded token counts differ"
         return rows
+
+    def _encode_with_videos(self, canvases: Sequence[Tensor], items: Sequence[MediaItem]) -> list[Tensor]:
+        made: dict[int, Tensor] = {}
+        pictures = [i for i, canvas in enumerate(canvases) if canvas.dim() == 3]
+        if pictures:
+            rows = self.encoder([canvases[i] for i in pictures], [items[i].grid for i in pictures])
+            made |= zip(pictures, rows, strict=True)
+        for i, canvas in enumerate(canvases):
+            if canvas.dim() == 4:
+                made[i] = self._encode_steps(canvas, items[i])
+        return [made[i] for i in range(len(items))]
+
+    def _encode_steps(self, video: Tensor, item: MediaItem) -> Tensor:
+        """A video in passes of at most `patches_at_once`: no tower looks from one step of its time to another."""
+        steps, rows, columns = item.grid
+        slots = len(video) // steps
+        at_once = max(1, self.patches_at_once * steps // item.num_patches)
+        parts: list[Tensor] = []
+        for start in range(0, steps, at_once):
+            count = min(at_once, steps - start)
+            parts += self.encoder([video[start * slots : (start + count) * slots]], [(count, rows, columns)])
+        return torch.cat(parts)

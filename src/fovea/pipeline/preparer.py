@@ -24,6 +24,7 @@ from fovea.core.params import SamplingParams
 from fovea.core.server_config import ServerConfig
 from fovea.core.types import EngineRequest, MediaReport, MediaSpan
 from fovea.families.base import Family
+from fovea.families.video import SAMPLING_KEYS
 from fovea.media.load import Fetched
 from fovea.pipeline.pictures import Pictures, SharedDecodes
 from fovea.prompt.build import SlottedPrompt, expand, placeholder_token, tokenize
@@ -120,14 +121,15 @@ class Preparer:
         slotted = self._slotted(form, self._max_model_len)
         self._check_length(len(slotted.token_ids))
         tokenised = time.perf_counter()
-        opened = self._pictures.open(form.media, self._request_options(form), fetched)
+        opened = self._pictures.open(slotted.media, self._request_options(form), fetched)
         token_ids, spans = expand(slotted, [picture.num_tokens for picture in opened])
         self._check_length(len(token_ids))
         self._check_room(params, len(token_ids))
         made = self._pictures.make(opened, form.salt, resize_on_device=self._resize_on_device, shared=shared)
         media_s = time.perf_counter() - tokenised
         items = tuple(item for item, _ in made)
-        positions, delta = self.family.positions(len(token_ids), spans, [item.grid for item in items])
+        grids, steps_s = [item.grid for item in items], [one.video.plan.step_s if one.video else 0.0 for one in opened]
+        positions, delta = self.family.positions(len(token_ids), spans, grids, steps_s if any(steps_s) else ())
         request = EngineRequest(
             request_id=request_id,
             token_ids=token_ids,
@@ -150,16 +152,20 @@ class Preparer:
         Only a text that has more than COUNT_FACTOR times as many tokens at the very least is refused.
         """
         slotted = self._slotted(form, COUNT_FACTOR * self._max_model_len)
-        opened = self._pictures.open(form.media, self._request_options(form), fetched)
+        opened = self._pictures.open(slotted.media, self._request_options(form), fetched)
         token_ids, spans = expand(slotted, [picture.num_tokens for picture in opened])
         return Counted(token_ids, spans, tuple(self._pictures.report(picture) for picture in opened))
 
     def _slotted(self, form: PromptForm, most_tokens: int) -> SlottedPrompt:
-        if len(form.media) > self._config.image_limit():
-            raise MediaLimitError(
-                f"The prompt has {len(form.media)} images; limit_mm_per_prompt allows {self._config.image_limit()}.",
-                code="too_many_media_items",
-            )
+        num_videos = sum(one.video is not None for one in form.media)
+        for kind, count, limit in (
+            ("images", len(form.media) - num_videos, self._config.image_limit()),
+            ("videos", num_videos, self._config.video_limit()),
+        ):
+            if count > limit:
+                raise MediaLimitError(
+                    f"The prompt has {count} {kind}; limit_mm_per_prompt allows {limit}.", code="too_many_media_items"
+                )
         self._check_text(form.text or "", most_tokens)
         return tokenize(form, self.family, self.tokenizer)
 
@@ -170,8 +176,11 @@ class Preparer:
     def _request_options(self, form: PromptForm) -> dict[str, Any]:
         """A client of a server may lower what its operator set, not raise it."""
         place = "mm_processor_kwargs"
+        operators = dict(self._options)
+        if set(form.processor_kwargs) & set(SAMPLING_KEYS):  # one of these stands for all of them
+            operators = {key: value for key, value in operators.items() if key not in SAMPLING_KEYS}
         try:
-            options = self.family.check_options({**self._options, **form.processor_kwargs})
+            options = self.family.check_options({**operators, **form.processor_kwargs})
         except InvalidOptionError as error:  # of one request: it must be caught as a RequestError
             unknown = set(form.processor_kwargs) - self.family.processor_options
             code = "unsupported_value" if unknown else "invalid_value"

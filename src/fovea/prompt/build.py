@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from fovea.core.errors import PlaceholderError, PromptError
 from fovea.core.types import MediaSpan
 from fovea.families.base import Family
-from fovea.prompt.forms import PromptForm
+from fovea.prompt.forms import MediaInput, PromptForm
 from fovea.prompt.pieces import Piece
 from fovea.prompt.tokenizer import Tokenizer
 
@@ -22,10 +22,14 @@ NO_TOKEN = -1
 
 @dataclass(frozen=True, slots=True)
 class SlottedPrompt:
-    """Token ids in which one placeholder token at each of `slots` stands for a whole picture."""
+    """Token ids in which one placeholder token at each of `slots` stands for a whole picture or video.
+
+    `media` are those of the form in the order of their slots.
+    """
 
     token_ids: tuple[int, ...]
     slots: tuple[int, ...]
+    media: tuple[MediaInput, ...] = field(default=(), compare=False)
 
 
 def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedPrompt:
@@ -33,23 +37,40 @@ def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedP
 
     A model of text alone refuses pictures with MediaError.
     """
-    family.check_media(len(form.media))
-    placeholder_id = placeholder_token(family, tokenizer)
+    family.check_media(len(form.media), sum(one.video is not None for one in form.media))
+    placeholder_id, video_id = placeholder_token(family, tokenizer), video_token(family, tokenizer)
     if form.token_ids is not None:
         ids = _checked(form.token_ids, family)
-        prompt = SlottedPrompt(ids, tuple(i for i, t in enumerate(ids) if t == placeholder_id))
+        prompt = _slotted(ids, placeholder_id, video_id)
     elif family.image_tag is None:
-        prompt = _tokenize_whole(form, tokenizer, placeholder_id)
+        prompt = _slotted(_encode(form, form.pieces or (), tokenizer), placeholder_id, video_id)
     else:
         prompt = _tokenize_numbered(form, family.image_tag, tokenizer, placeholder_id)
     if not prompt.token_ids:
         raise PromptError("The prompt is empty.", code="invalid_value")
-    if len(prompt.slots) != len(form.media):
+    return replace(prompt, media=_in_order(prompt, form.media, family, video_id))
+
+
+def _in_order(
+    prompt: SlottedPrompt, media: Sequence[MediaInput], family: Family, video_id: int
+) -> tuple[MediaInput, ...]:
+    """Each place with the next medium of its kind."""
+    pictures = [one for one in media if one.video is None]
+    videos = [one for one in media if one.video is not None]
+    are_videos = [prompt.token_ids[slot] == video_id for slot in prompt.slots]
+    num_videos = sum(are_videos)
+    if len(are_videos) - num_videos != len(pictures):
         raise PlaceholderError(
-            f"The prompt has {len(prompt.slots)} places for pictures ({family.image_text(1).strip()!r}) and "
-            f"{len(form.media)} were given."
+            f"The prompt has {len(are_videos) - num_videos} places for pictures ({family.image_text(1).strip()!r}) and "
+            f"{len(pictures)} were given."
         )
-    return prompt
+    if num_videos != len(videos):
+        raise PlaceholderError(
+            f"The prompt has {num_videos} places for videos ({family.video_text(1).strip()!r}) and {len(videos)} were "
+            "given."
+        )
+    of_kind = {True: iter(videos), False: iter(pictures)}
+    return tuple(next(of_kind[is_video]) for is_video in are_videos)
 
 
 def expand(prompt: SlottedPrompt, counts: Sequence[int]) -> tuple[tuple[int, ...], tuple[MediaSpan, ...]]:
@@ -76,6 +97,14 @@ def placeholder_token(family: Family, tokenizer: Tokenizer) -> int:
     return token_id
 
 
+def video_token(family: Family, tokenizer: Tokenizer) -> int:
+    """NO_TOKEN where the model takes no videos, or its tokenizer knows none."""
+    if family.video_placeholder is None or not family.spec.takes_pictures:
+        return NO_TOKEN
+    token_id = tokenizer.token_id(family.video_placeholder)
+    return NO_TOKEN if token_id is None else token_id
+
+
 def _checked(ids: tuple[int, ...], family: Family) -> tuple[int, ...]:
     vocab_size = family.spec.decoder.vocab_size
     wrong = next((t for t in ids if not 0 <= t < vocab_size), None)
@@ -88,9 +117,8 @@ def _checked(ids: tuple[int, ...], family: Family) -> tuple[int, ...]:
     return ids
 
 
-def _tokenize_whole(form: PromptForm, tokenizer: Tokenizer, placeholder_id: int) -> SlottedPrompt:
-    ids = _encode(form, form.pieces or (), tokenizer)
-    return SlottedPrompt(tuple(ids), tuple(i for i, t in enumerate(ids) if t == placeholder_id))
+def _slotted(ids: Sequence[int], placeholder_id: int, video_id: int) -> SlottedPrompt:
+    return SlottedPrompt(tuple(ids), tuple(i for i, t in enumerate(ids) if t in (placeholder_id, video_id)))
 
 
 def _tokenize_numbered(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fovea.core.errors import EmbeddingsError, MediaSourceError, PromptError, nearest
-from fovea.core.types import PixelBudget
+from fovea.core.types import PixelBudget, Sampling
 from fovea.prompt.pieces import Piece
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ PROMPT_KEYS = (
 MAX_SALT_CHARS = 128
 MAX_UUID_CHARS = 256
 MAX_GRID_SIDE = 100_000  # far above any picture; keeps products of three exact
+MEDIA_KINDS = ("image", "video")
 EMBEDS_KEYS = {"image_embeds", "image_grid_thw"}
 
 
@@ -36,6 +37,7 @@ EMBEDS_KEYS = {"image_embeds", "image_grid_thw"}
 class MediaInput:
     """One picture as handed in: `picture` is whatever media.source parses, `url` a URL part, `embeds` an array.
 
+    `video` set means a video, and says which of its frames are wanted: then `picture` is what media.video parses.
     `param` is its place in the request, such as "messages.0.content.1.image_url"; "" if it has none that tells more.
     """
 
@@ -45,6 +47,11 @@ class MediaInput:
     grid: tuple[int, int, int] | None = None
     param: str = ""
     budget: PixelBudget | None = None
+    video: Sampling | None = None
+
+    @property
+    def noun(self) -> str:
+        return "Picture" if self.video is None else "Video"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +110,24 @@ def parse_prompt(prompt: object) -> PromptForm:
 
 
 def parse_media(data: object) -> tuple[MediaInput, ...]:
-    """The value of `multi_modal_data`: {"image": one or several pictures, or embeddings}."""
-    for kind in checked_mapping(data, "multi_modal_data"):
-        if kind != "image":
+    """The value of `multi_modal_data`: {"image": one or several pictures, or embeddings, "video": one or several}.
+
+    Pictures come before videos here; in the prompt each stands at the next place of its kind.
+    """
+    from fovea.prompt.video_parts import parse_videos  # which builds on this file
+
+    values = checked_mapping(data, "multi_modal_data")
+    for kind in values:
+        if kind not in MEDIA_KINDS:
             raise MediaSourceError(
-                f"multi_modal_data has {kind!r}; only 'image' is supported. Give a video's frames as several images.",
+                f"multi_modal_data has {kind!r}; supported are 'image' and 'video'.",
                 code="unsupported_value",
                 param="multi_modal_data",
             )
-    value = checked_mapping(data, "multi_modal_data").get("image")
+    return (*_parse_pictures(values.get("image")), *parse_videos(values.get("video")))
+
+
+def _parse_pictures(value: object) -> tuple[MediaInput, ...]:
     if value is None:
         return ()
     if isinstance(value, Mapping):
@@ -202,14 +218,18 @@ def _token_ids(values: Sequence[object]) -> tuple[int, ...]:
 def _with_uuids(media: tuple[MediaInput, ...], uuids: object) -> tuple[MediaInput, ...]:
     if uuids is None:
         return media
-    values = checked_mapping(uuids, "multi_modal_uuids").get("image")
-    listed = values if isinstance(values, (list, tuple)) else [values]
-    if len(listed) != len(media):
-        raise MediaSourceError(
-            f"multi_modal_uuids has {len(listed)} entries for {len(media)} images.",
-            code="invalid_value",
-            param="multi_modal_uuids",
-        )
+    said = checked_mapping(uuids, "multi_modal_uuids")
+    listed: list[object] = []
+    for kind in MEDIA_KINDS:
+        values, count = said.get(kind), sum((one.video is not None) == (kind == "video") for one in media)
+        of_kind = list(values) if isinstance(values, (list, tuple)) else [values] * (values is not None or count > 0)
+        if len(of_kind) != count:
+            raise MediaSourceError(
+                f"multi_modal_uuids has {len(of_kind)} entries for {count} {kind}s.",
+                code="invalid_value",
+                param="multi_modal_uuids",
+            )
+        listed += of_kind
     names = [checked_text(name, "multi_modal_uuids", MAX_UUID_CHARS) for name in listed]
     return tuple(replace(one, uuid=name) for one, name in zip(media, names, strict=True))
 

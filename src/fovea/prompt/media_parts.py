@@ -1,0 +1,45 @@
+"""What picture parts and video parts have in common: unknown keys, uuids, numbers of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fovea.core.errors import PromptError, nearest
+from fovea.prompt.forms import MAX_UUID_CHARS, is_unicode
+
+MAX_BUDGET_PIXELS = 2**53  # a number every JSON reader has exactly; what a model permits is far less
+
+
+def check_keys(values: Mapping[str, Any], known: tuple[str, ...], place: str, kind: str = "A video part") -> None:
+    for key, value in values.items():
+        if key not in known and value is not None:
+            raise PromptError(
+                f"{kind} has no key {str(key)[:40]!r}; known here: {', '.join(known)}.{nearest(str(key)[:40], known)}",
+                code="unsupported_value",
+                param=f"{place}.{str(key)[:40]}" if isinstance(key, str) and key.isidentifier() else place,
+            )
+
+
+def read_uuid(part: Mapping[str, Any], place: str) -> str:
+    uuid = part.get("uuid")
+    if uuid is None:
+        return ""
+    if not isinstance(uuid, str) or len(uuid) > MAX_UUID_CHARS or not is_unicode(uuid):
+        code = "string_too_long" if isinstance(uuid, str) and len(uuid) > MAX_UUID_CHARS else "invalid_type"
+        raise PromptError(
+            f"A part's uuid must be valid text of at most {MAX_UUID_CHARS} characters.",
+            code=code,
+            param=f"{place}.uuid",
+        )
+    return uuid
+
+
+def read_pixels(value: object, where: str, key: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PromptError(f"{key} must be a whole number of pixels from 1.", code="invalid_type", param=where)
+    if value < 1:
+        raise PromptError(f"{key} must be 1 or more.", code="below_min_value", param=where)
+    if value > MAX_BUDGET_PIXELS:
+        raise PromptError(f"{key} must be at most {MAX_BUDGET_PIXELS}.", code="above_max_value", param=where)
+    return value
