@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fovea.core.params import SamplingParams
-from fovea.core.types import EngineRequest, MediaItem, MediaSpan
+from fovea.core.types import ROW, EngineRequest, MediaItem, MediaSpan
 from fovea.engine.batch import build_batch, insert_embeddings
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.scheduler import Chunk
@@ -113,6 +114,18 @@ def test_rows_of_cut_pictures_land_where_their_tokens_are(start: int, end: int) 
     want = {**{2 + i: 500.0 + i for i in range(4)}, **{7 + i: 1000.0 + i for i in range(3)}}
     assert x[:, 0].tolist() == [-1.0, *(want.get(place, -1.0) for place in range(start, end))]
     assert torch.equal(x[:, 0], x[:, 1])
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 8), (0, 3), (3, 5), (4, 5), (5, 8), (6, 7)])
+def test_rows_handed_in_leave_the_text_between_them_alone(start: int, end: int) -> None:
+    """A picture at [2, 7) whose second and fourth token are text."""
+    given = 1000.0 + np.arange(3, dtype=np.float32)[:, None].repeat(2, 1)
+    item = replace(picture(b"b", 5, given), ids=(ROW, 40, ROW, 41, ROW))
+    shown = chunk(start, end, [0, 1], length=8, spans=(MediaSpan(2, 5),), media=(item,))
+    x = torch.full((1 + end - start, 2), -1.0)
+    insert_embeddings(x, [chunk(4, 5, [3, 4]), shown], EncoderCache(1000))
+    want = {2: 1000.0, 4: 1001.0, 6: 1002.0}
+    assert x[:, 1].tolist() == [-1.0, *(want.get(place, -1.0) for place in range(start, end))]
 
 
 def test_rows_are_cast_to_the_type_of_the_model() -> None:

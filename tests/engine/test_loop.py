@@ -9,7 +9,7 @@ import pytest
 
 from fovea.core.errors import MediaLimitError, PromptTooLongError, RequestFailedError, SamplingError
 from fovea.core.params import SamplingParams
-from fovea.core.types import EngineRequest, MediaItem, TokenOutput
+from fovea.core.types import ROW, EngineRequest, MediaItem, TokenOutput
 from tests.engine.fakes import (
     EMBEDDING_BYTES,
     GREEDY,
@@ -74,6 +74,14 @@ def test_the_model_s_length_ends_an_answer_without_max_tokens() -> None:
     got = run_all(engine, [text("a", max_tokens=None)])["a"]
     assert len(token_ids(got)) == 17
     assert got[-1].finish_reason == "length"
+
+
+def test_text_between_a_picture_s_rows_has_to_be_the_prompt_s() -> None:
+    engine, _ = make_engine()
+    for ids in ((ROW, 4, ROW, ROW), (ROW, 0), (0,)):
+        item = dataclasses.replace(media_item("a", 3), ids=ids)
+        with pytest.raises(RequestFailedError, match="not those of the prompt"):
+            engine.add(shown("a", 1, item))
 
 
 def test_a_prompt_that_leaves_no_room_for_a_token_is_refused() -> None:

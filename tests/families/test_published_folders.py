@@ -11,7 +11,7 @@ from fovea.engine.build import count_parameters
 from fovea.families.base import Family
 from fovea.families.registry import load_family
 from fovea.models.vlm import VLM
-from fovea.prompt.build import expand, tokenize
+from fovea.prompt.build import PictureRun, expand, tokenize
 from fovea.prompt.chat import build_chat
 from fovea.prompt.forms import MediaInput, PromptForm
 from fovea.prompt.pieces import Piece
@@ -82,7 +82,7 @@ def test_an_answer_ends_at_these_ids(name: str, ids: set[int]) -> None:
 
 def prompt_ids(name: str, prompt: str, counts: list[int]) -> list[int]:
     form = PromptForm((Piece(prompt, True),), media=tuple(MediaInput("picture", None) for _ in counts))
-    token_ids, spans = expand(tokenize(form, family(name), tokenizer(name)), counts)
+    token_ids, spans = expand(tokenize(form, family(name), tokenizer(name)), [PictureRun(count) for count in counts])
     assert [span.length for span in spans] == counts
     return list(token_ids)
 

@@ -49,7 +49,7 @@ REQUEST = EngineRequest(
     media=(
         MediaItem(b"k" * 32, 2, 8, (1, 2, 4), canvas=CANVAS),
         MediaItem(b"e" * 32, 5, 0, (1, 5, 1), embeds=EMBEDS),
-        MediaItem(b"p" * 32, 1, 4, (1, 2, 2), pixels=CANVAS[::-1], plan=PLAN),
+        MediaItem(b"p" * 32, 3, 4, (1, 2, 2), pixels=CANVAS[::-1], plan=PLAN, ids=(-1, 151_655, -1)),
     ),
     positions=np.arange(15, dtype=np.int32).reshape(3, 5),
     position_delta=-4,
@@ -72,12 +72,13 @@ def test_a_request_with_pictures_comes_out_the_same() -> None:
     assert [item.key for item in again.media] == [b"k" * 32, b"e" * 32, b"p" * 32]
     assert np.array_equal(again.media[2].pixels, CANVAS[::-1])  # type: ignore[arg-type]
     assert [item.plan for item in again.media] == [None, None, PLAN]
+    assert [item.ids for item in again.media] == [None, None, (-1, 151_655, -1)]
 
 
 def test_without_its_blob_a_request_has_no_pixels_but_all_else() -> None:
     wire, _ = request_to_wire(REQUEST)
     again = request_from_wire(msgspec.msgpack.encode(wire), None)
-    assert [item.num_tokens for item in again.media] == [2, 5, 1]
+    assert [item.num_tokens for item in again.media] == [2, 5, 3]
     assert [(item.canvas, item.embeds, item.pixels, item.plan) for item in again.media] == [(None,) * 4] * 3
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fovea.core.types import MediaItem
+from fovea.core.types import ROW, MediaItem
 from fovea.media.decode import decode
 from fovea.media.source import PilSource
 from fovea.media.transform import apply_plan
@@ -64,6 +66,23 @@ def test_the_number_of_rows_is_what_was_planned(engines: Engines, family: str) -
     with torch.inference_mode():
         rows = engines.get(family).engine.model.encode(made)
     assert [len(r) for r in rows] == [item.num_tokens for item in made]
+
+
+def test_text_between_the_rows_is_embedded_as_the_prompt_s(engines: Engines) -> None:
+    model: VLM = engines.get("qwen2_vl").engine.model
+    plain = items(engines, "qwen2_vl", [picture(30, 20, seed=0), picture(100, 70, seed=1), picture(84, 56, seed=2)])
+    mixed = list(plain)
+    for i, item in ((0, plain[0]), (2, plain[2])):
+        ids = [token for n in range(item.num_tokens) for token in (ROW, 5 + n)][:-1]
+        mixed[i] = replace(item, num_tokens=len(ids), ids=tuple(ids))
+    with torch.inference_mode():
+        for got, want, item in zip(model.encode(mixed), model.encode(plain), mixed, strict=True):
+            assert len(got) == item.num_tokens
+            if item.ids is None:
+                assert torch.equal(got, want)
+                continue
+            assert torch.equal(got[::2], want)
+            assert torch.equal(got[1::2], model.decoder.embed(torch.tensor(item.ids[1::2])))
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 4])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fovea.core.errors import PlaceholderError, PromptError
-from fovea.core.types import MediaSpan
+from fovea.core.types import ROW, MediaSpan
 from fovea.families.registry import load_family
-from fovea.prompt.build import SlottedPrompt, expand, placeholder_token, tokenize
+from fovea.prompt.build import PictureRun, SlottedPrompt, expand, picture_run, placeholder_token, tokenize
 from fovea.prompt.forms import MediaInput, PromptForm
 from fovea.prompt.pieces import Piece
 from fovea.prompt.tokenizer import Tokenizer
@@ -45,9 +46,51 @@ def qwen(checkpoints: Checkpoints) -> Folder:
 
 def test_each_place_is_repeated_to_its_picture_s_length() -> None:
     prompt = SlottedPrompt((1, 99, 2, 99, 99, 3), (1, 3, 4))
-    ids, spans = expand(prompt, [3, 1, 2])
+    ids, spans = expand(prompt, [PictureRun(3), PictureRun(1), PictureRun(2)])
     assert ids == (1, 99, 99, 99, 2, 99, 99, 99, 3)
     assert spans == (MediaSpan(1, 3), MediaSpan(5, 1), MediaSpan(6, 2))
+
+
+def test_text_around_a_picture_and_between_its_rows_is_put_there() -> None:
+    run = PictureRun(4, inside=(ROW, 7, ROW, ROW), before=(5, 6), after=(8,))
+    ids, spans = expand(SlottedPrompt((1, 99, 2, 99), (1, 3)), [run, PictureRun(1)])
+    assert ids == (1, 5, 6, 99, 7, 99, 99, 8, 2, 99)
+    assert spans == (MediaSpan(3, 4), MediaSpan(9, 1))
+
+
+def test_ids_that_a_processor_expanded_are_left_as_they_are() -> None:
+    run = PictureRun(4, inside=(ROW, 7, ROW, ROW), before=(5, 6), after=(8,))
+    ids = (1, 5, 6, 99, 7, 99, 99, 8, 99, 99, 2)
+    slots = tuple(i for i, token in enumerate(ids) if token == 99)
+    prompt = SlottedPrompt(ids, slots, is_expanded=True)
+    assert expand(prompt, [run, PictureRun(2)]) == (ids, (MediaSpan(3, 4), MediaSpan(8, 2)))
+    for wrong in ([run], [run, PictureRun(1)], [PictureRun(2), run], [run, run], [run, PictureRun(2), PictureRun(1)]):
+        with pytest.raises(PlaceholderError):
+            expand(prompt, wrong)
+
+
+class Rows:
+    """A family of which only the layout is asked for."""
+
+    def __init__(self, *layout: int | str) -> None:
+        self.layout = layout
+
+    def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> tuple[int | str, ...]:
+        return self.layout
+
+
+def test_a_layout_becomes_a_run(llava: Folder) -> None:
+    def run(*layout: int | str, rows: int) -> PictureRun:
+        return picture_run(Rows(*layout), llava.tokenizer, (1, 1, rows), rows)  # type: ignore[arg-type]
+
+    bos, eos = (llava.tokenizer.token_id(text) for text in ("<s>", "</s>"))
+    assert bos is not None
+    assert eos is not None
+    assert run(2, 3, rows=5) == PictureRun(5)
+    assert run("<s>", "</s>", 2, "<s>", 1, "</s>", rows=3) == PictureRun(4, (ROW, ROW, bos, ROW), (bos, eos), (eos,))
+    assert run("<s>", 3, "</s>", rows=3) == PictureRun(3, None, (bos,), (eos,)), "what is around it is not in its span"
+    with pytest.raises(AssertionError, match="another number of rows"):
+        run(2, rows=3)
 
 
 def test_without_pictures_nothing_changes() -> None:
@@ -100,6 +143,10 @@ def test_ids_are_checked_against_the_vocabulary(llava: Folder) -> None:
             tokenize(PromptForm(None, (1, wrong)), llava.family, llava.tokenizer)
     form = PromptForm(None, (1, llava.placeholder, 5), media=(MediaInput("picture", None),))
     assert tokenize(form, llava.family, llava.tokenizer) == SlottedPrompt((1, llava.placeholder, 5), (1,))
+    expanded = replace(form, token_ids=(1, llava.placeholder, llava.placeholder))
+    assert tokenize(expanded, llava.family, llava.tokenizer).is_expanded
+    with pytest.raises(PlaceholderError, match="2 places.*0 were given"):
+        tokenize(replace(expanded, media=()), llava.family, llava.tokenizer)
 
 
 def test_a_tokenizer_of_another_model_is_refused(llava: Folder, qwen: Folder) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from fovea.core.errors import FoveaError
     from fovea.core.params import SamplingParams
 
+ROW = -1  # in MediaItem.ids: no token of text, but a row of the picture
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 Detail = Literal["auto", "low", "high"]
 Resample = Literal["bicubic", "bilinear"]
@@ -43,8 +45,8 @@ class ImagePlan:
     """What happens to a picture of a known size, worked out from integers alone, before any pixel is touched.
 
     The steps in order: transpose, resize, crop, pad, transpose back. `canvas_*_px` is the size that results, `grid` the
-    (time, height, width) of the patch grid the tower sees, `num_patches` what it costs the tower, `num_tokens` what it
-    costs the prompt.
+    (time, height, width) of the patch grid the tower sees, `num_patches` what it costs the tower, `num_tokens` how many
+    rows of embeddings come of it: what it costs the prompt, unless tokens of text stand between them.
 
     `view` is the plan of a second canvas of the same picture, no wider than the first: it stands below the first at its
     left edge, and beside it is black. `canvas_*_px` does not count it; `num_patches` and `num_tokens` do.
@@ -133,6 +135,9 @@ class MediaItem:
 
     `key` is the identity used by every cache: it covers the pixels and everything that changes what the tower makes of
     them, and the tenant's salt.
+
+    `ids`: the tokens of the picture's span if text stands between its rows (see Family.image_layout), with ROW where a
+    row stands; None: rows alone.
     """
 
     key: bytes
@@ -140,14 +145,15 @@ class MediaItem:
     num_patches: int
     grid: tuple[int, int, int]
     canvas: NDArray[np.uint8] | None = None  # [height, width, 3]; of a video [frames, height, width, 3]
-    embeds: NDArray[np.float32] | None = None  # [num_tokens, hidden]
+    embeds: NDArray[np.float32] | None = None  # [rows, hidden]: of the span's tokens that are not text
     pixels: NDArray[np.uint8] | None = None  # [height, width, 3]
     plan: ImagePlan | None = None
+    ids: tuple[int, ...] | None = None  # [num_tokens]
 
 
 @dataclass(frozen=True, slots=True)
 class MediaSpan:
-    """The positions of one picture's tokens in the prompt: [start, start + length)."""
+    """The positions of one picture's tokens in the prompt, from its first row to its last: [start, start + length)."""
 
     start: int
     length: int

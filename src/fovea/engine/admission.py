@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fovea.core.errors import MediaLimitError, PromptError, PromptTooLongError
-from fovea.core.types import EngineRequest
+from fovea.core.errors import MediaLimitError, PromptError, PromptTooLongError, RequestFailedError
+from fovea.core.types import ROW, EngineRequest, MediaItem, MediaSpan
 from fovea.engine.memory import MemoryPlan
 from fovea.engine.scheduler import Scheduler
 
@@ -18,7 +18,8 @@ def check_request(request: EngineRequest, plan: MemoryPlan, vocab_size: int, sch
             "included. Shorten it, lower the pictures' pixels, or raise max_model_len."
         )
     capacity_bytes = scheduler.encoder_cache.capacity_bytes
-    for i, item in enumerate(request.media):
+    for i, (span, item) in enumerate(zip(request.spans, request.media, strict=True)):
+        _check_text(request, span, item)
         needed_bytes = item.num_tokens * scheduler.budgets.embedding_bytes
         if item.embeds is None and needed_bytes > capacity_bytes:
             raise MediaLimitError(
@@ -32,3 +33,12 @@ def check_request(request: EngineRequest, plan: MemoryPlan, vocab_size: int, sch
                 f"Picture {i + 1} has {num_patches} patches; memory is planned for "
                 f"{plan.max_picture_patches}. Lower its pixels or raise max_num_batched_patches."
             )
+
+
+def _check_text(request: EngineRequest, span: MediaSpan, item: MediaItem) -> None:
+    """The text between a picture's rows is embedded apart from the prompt's, so it has to be the prompt's."""
+    if item.ids is None:
+        return
+    there = request.token_ids[span.start : span.end]
+    if len(item.ids) != len(there) or any(a not in (ROW, b) for a, b in zip(item.ids, there, strict=True)):
+        raise RequestFailedError("A picture's tokens are not those of the prompt.")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fovea.core.types import ROW
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.scheduler import Chunk
 from fovea.kernels.batch import AttentionBatch
@@ -79,10 +82,21 @@ def insert_embeddings(x: Tensor, chunks: list[Chunk], cache: EncoderCache[Tensor
             start, end = max(span.start, chunk.start), min(span.end, chunk.end)
             if start >= end:
                 continue
+            into = x[first + start - chunk.start :][: end - start]
+            if item.embeds is not None and item.ids is not None:
+                _insert_between(into, item.embeds, item.ids, start - span.start)
+                continue
             rows = cache.get(item.key) if item.embeds is None else torch.from_numpy(item.embeds)
-            place = first + start - chunk.start
-            x[place : place + end - start] = rows[start - span.start : end - span.start].to(x)
+            into[:] = rows[start - span.start : end - span.start].to(x)
         first += chunk.num_tokens
+
+
+def _insert_between(into: Tensor, embeds: NDArray[np.float32], ids: Sequence[int], start: int) -> None:
+    """Embeddings handed in, over a part [T, hidden] of their span that begins at `start`; its text is there already."""
+    is_row = np.asarray(ids) == ROW
+    places = is_row[start : start + len(into)].nonzero()[0]
+    first = int(is_row[:start].sum())
+    into[torch.from_numpy(places).to(into.device)] = torch.from_numpy(embeds[first : first + len(places)]).to(into)
 
 
 def _upload(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:

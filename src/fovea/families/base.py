@@ -72,6 +72,7 @@ class Family(ABC):
     placeholder: ClassVar[str]  # the token that stands for a picture in token ids
     video_placeholder: ClassVar[str | None] = None  # the same for a video; None: the family takes none
     video_rule: VideoRule = VideoRule()
+    layout_tokens: ClassVar[tuple[str, ...]] = ()  # special tokens in `image_layout`, which a tokenizer must have
     image_tag: ClassVar[re.Pattern[str] | None] = None  # numbered tags in the text, where these are no tokens
     processor_options: ClassVar[frozenset[str]] = frozenset()
 
@@ -230,6 +231,21 @@ class Family(ABC):
         """What stands for video `number` (from 1) in the text of a chat message."""
         assert self.video_placeholder is not None, "asked of families with videos only"
         return self.video_placeholder
+
+    def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> Sequence[int | str] | None:
+        """What a picture with this grid becomes in the prompt: numbers of rows of embeddings, and text between them.
+
+        None: `num_rows` rows and nothing else. The numbers add up to `num_rows`. Each text (neighbours are joined) is
+        tokenised for itself with its special tokens, so it begins and ends with one, or stands between two rows. What
+        comes before the first row and after the last is no part of the picture's span.
+        """
+        return None
+
+    def video_layout(
+        self, grid: tuple[int, int, int], num_rows: int, times_s: Sequence[float]
+    ) -> Sequence[int | str] | None:
+        """The same for a video, whose sampled frames stand at these seconds (none: nobody knows)."""
+        return None
 
     def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
         """The grid of a picture handed in as `num_rows` embeddings. Raises EmbeddingsError if they cannot be right."""

@@ -35,6 +35,7 @@ class MediaWire(msgspec.Struct, frozen=True, array_like=True):
     embeds: Place | None
     pixels: Place | None = None
     plan: ImagePlan | None = None
+    ids: tuple[int, ...] | None = None
 
 
 class _Parts:
@@ -70,6 +71,7 @@ def media_to_wire(media: Sequence[MediaItem]) -> tuple[list[MediaWire], list[mem
             embeds=blob.place(item.embeds),
             pixels=blob.place(item.pixels),
             plan=item.plan,
+            ids=item.ids,
         )
         for item in media
     ]
@@ -87,6 +89,7 @@ def media_from_wire(wire: MediaWire, blob: memoryview | None) -> MediaItem:
         embeds=_array(blob, wire.embeds, np.dtype(np.float32)),
         pixels=_array(blob, wire.pixels, np.dtype(np.uint8)),
         plan=None if blob is None else wire.plan,
+        ids=wire.ids,
     )
 
 

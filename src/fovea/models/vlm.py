@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fovea.core.types import MediaItem
+from fovea.core.types import ROW, MediaItem
 from fovea.families.spec import ModelSpec
 from fovea.models.decoder import Decoder, Rope
 from fovea.models.encoders import ENCODERS
-from fovea.models.pixels import make_canvases
+from fovea.models.pixels import make_canvases, upload
 
 PATCHES_AT_ONCE = 16384
 
@@ -40,7 +41,8 @@ class VLM(nn.Module):
         return Rope(decoder.rope, decoder.rotary_dim or decoder.head_dim, self.device)
 
     def encode(self, items: Sequence[MediaItem]) -> list[Tensor]:
-        """Rows [num_tokens, hidden] for each picture, all pictures in one pass of the tower.
+        """Rows [num_tokens, hidden] for each picture, all pictures in one pass of the tower; where a token of text
+        stands between them, its embedding.
 
         The host waits for nothing on the device.
         """
@@ -51,8 +53,24 @@ class VLM(nn.Module):
         else:
             rows = self.encoder(canvases, [item.grid for item in items])
         for item, picture_rows in zip(items, rows, strict=True):
-            assert len(picture_rows) == item.num_tokens, "planned and encoded token counts differ"
-        return rows
+            num_rows = item.num_tokens if item.ids is None else item.ids.count(ROW)
+            assert len(picture_rows) == num_rows, "planned and encoded token counts differ"
+        return self._with_text(items, rows)
+
+    def _with_text(self, items: Sequence[MediaItem], rows: list[Tensor]) -> list[Tensor]:
+        mixed = [i for i, item in enumerate(items) if item.ids is not None]
+        if not mixed:
+            return rows
+        spans = [np.asarray(items[i].ids, np.int32) for i in mixed]
+        (ids,) = upload([np.concatenate(spans)], self.device)
+        is_row = (ids == ROW)[:, None]
+        number = (is_row.flatten().long().cumsum(0) - 1).clamp(min=0)
+        joined = torch.cat([rows[i] for i in mixed])
+        whole = torch.where(is_row, joined[number], self.decoder.embed(ids.clamp(min=0)))
+        filled = list(rows)
+        for i, span in zip(mixed, whole.split([len(span) for span in spans]), strict=True):
+            filled[i] = span
+        return filled
 
     def _encode_with_videos(self, canvases: Sequence[Tensor], items: Sequence[MediaItem]) -> list[Tensor]:
         made: dict[int, Tensor] = {}

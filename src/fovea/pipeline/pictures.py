@@ -64,6 +64,12 @@ class Opened:
     num_bytes: int
     fetch_s: float = 0.0
     video: OpenedVideo | None = None
+    ids: tuple[int, ...] | None = None  # see MediaItem
+
+    @property
+    def times_s(self) -> tuple[float, ...] | None:
+        """Seconds of a video's frames, () where nobody knows them; None for a picture."""
+        return None if self.video is None else self.video.chosen.times_s
 
     @property
     def num_pixels(self) -> int:
@@ -274,7 +280,7 @@ class Pictures:
             made.digest, self._family.name, self._family.version, opened.media.uuid, salt, "video", repr(opened.plan)
         )
         plan = opened.plan
-        item = MediaItem(key, plan.num_tokens, plan.num_patches, plan.grid, canvas=made.canvas)
+        item = MediaItem(key, opened.num_tokens, plan.num_patches, plan.grid, canvas=made.canvas, ids=opened.ids)
         return item, self.report(opened, made.decode_s)
 
     def _report_video(self, opened: Opened, video: OpenedVideo, decode_s: float) -> MediaReport:
@@ -310,7 +316,7 @@ class Pictures:
         owner = (self._family.name, self._family.version, opened.media.uuid, salt)
         if opened.plan is None or opened.source is None:
             key = media_key(array_digest(opened.media.value), *owner, repr(opened.grid))
-            item = MediaItem(key, opened.num_tokens, 0, opened.grid, embeds=opened.media.value)
+            item = MediaItem(key, opened.num_tokens, 0, opened.grid, embeds=opened.media.value, ids=opened.ids)
             return item, self.report(opened)
         result = done[id(opened.source)]
         key = media_key(result.digest, *owner, repr(opened.plan))
@@ -323,6 +329,7 @@ class Pictures:
             canvas=resized.canvas,
             pixels=resized.pixels,
             plan=None if resized.pixels is None else opened.plan,
+            ids=opened.ids,
         )
         report = self.report(opened, result.decode_s, resized.seconds)
         # Whoever comes first paid for it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from fovea.core.types import EngineRequest, MediaReport, MediaSpan
 from fovea.families.base import Family
 from fovea.families.video import SAMPLING_KEYS
 from fovea.media.load import Fetched
-from fovea.pipeline.pictures import Pictures, SharedDecodes
-from fovea.prompt.build import SlottedPrompt, expand, placeholder_token, tokenize
+from fovea.pipeline.pictures import Opened, Pictures, SharedDecodes
+from fovea.prompt.build import PictureRun, SlottedPrompt, expand, picture_run, placeholder_token, tokenize
 from fovea.prompt.forms import PromptForm
 from fovea.prompt.template import ChatTemplate
 from fovea.prompt.token_floor import MAX_CHARS_PER_TOKEN
@@ -121,8 +121,8 @@ class Preparer:
         slotted = self._slotted(form, self._max_model_len)
         self._check_length(len(slotted.token_ids))
         tokenised = time.perf_counter()
-        opened = self._pictures.open(slotted.media, self._request_options(form), fetched)
-        token_ids, spans = expand(slotted, [picture.num_tokens for picture in opened])
+        opened, runs = self._opened(form, slotted, fetched)
+        token_ids, spans = expand(slotted, runs)
         self._check_length(len(token_ids))
         self._check_room(params, len(token_ids))
         made = self._pictures.make(opened, form.salt, resize_on_device=self._resize_on_device, shared=shared)
@@ -152,9 +152,18 @@ class Preparer:
         Only a text that has more than COUNT_FACTOR times as many tokens at the very least is refused.
         """
         slotted = self._slotted(form, COUNT_FACTOR * self._max_model_len)
-        opened = self._pictures.open(slotted.media, self._request_options(form), fetched)
-        token_ids, spans = expand(slotted, [picture.num_tokens for picture in opened])
+        opened, runs = self._opened(form, slotted, fetched)
+        token_ids, spans = expand(slotted, runs)
         return Counted(token_ids, spans, tuple(self._pictures.report(picture) for picture in opened))
+
+    def _opened(
+        self, form: PromptForm, slotted: SlottedPrompt, fetched: Mapping[str, Fetched] | None
+    ) -> tuple[list[Opened], list[PictureRun]]:
+        """The pictures and videos with their tokens counted, text between their rows included."""
+        opened = self._pictures.open(slotted.media, self._request_options(form), fetched)
+        runs = [picture_run(self.family, self.tokenizer, one.grid, one.num_tokens, one.times_s) for one in opened]
+        counted = [replace(o, num_tokens=r.length, ids=r.inside) for o, r in zip(opened, runs, strict=True)]
+        return counted, runs
 
     def _slotted(self, form: PromptForm, most_tokens: int) -> SlottedPrompt:
         num_videos = sum(one.video is not None for one in form.media)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from fovea.core.errors import PlaceholderError, PromptError
-from fovea.core.types import MediaSpan
+from fovea.core.types import ROW, MediaSpan
 from fovea.families.base import Family
 from fovea.prompt.forms import MediaInput, PromptForm
 from fovea.prompt.pieces import Piece
@@ -24,12 +25,33 @@ NO_TOKEN = -1
 class SlottedPrompt:
     """Token ids in which one placeholder token at each of `slots` stands for a whole picture or video.
 
-    `media` are those of the form in the order of their slots.
+    `media` are those of the form in the order of their slots. `is_expanded`: the ids hold all tokens of every picture
+    already (ids that a processor made), to be checked by `expand`.
     """
 
     token_ids: tuple[int, ...]
     slots: tuple[int, ...]
+    is_expanded: bool = False
     media: tuple[MediaInput, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRun:
+    """The tokens of one picture: `length` of them in its span, and text `before` and `after` it.
+
+    `inside`: the span's tokens, ROW where a row of embeddings stands; None: rows alone.
+    """
+
+    length: int
+    inside: tuple[int, ...] | None = None
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    def token_ids(self, placeholder_id: int) -> list[int]:
+        inside = [placeholder_id] * self.length
+        if self.inside is not None:
+            inside = [placeholder_id if token == ROW else token for token in self.inside]
+        return [*self.before, *inside, *self.after]
 
 
 def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedPrompt:
@@ -48,6 +70,10 @@ def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedP
         prompt = _tokenize_numbered(form, family.image_tag, tokenizer, placeholder_id)
     if not prompt.token_ids:
         raise PromptError("The prompt is empty.", code="invalid_value")
+    if form.token_ids is not None and len(prompt.slots) > len(form.media) > 0:
+        are_videos = {one.video is not None for one in form.media}
+        if {prompt.token_ids[slot] == video_id for slot in prompt.slots} == are_videos and len(are_videos) == 1:
+            return replace(prompt, is_expanded=True, media=form.media)
     return replace(prompt, media=_in_order(prompt, form.media, family, video_id))
 
 
@@ -73,18 +99,75 @@ def _in_order(
     return tuple(next(of_kind[is_video]) for is_video in are_videos)
 
 
-def expand(prompt: SlottedPrompt, counts: Sequence[int]) -> tuple[tuple[int, ...], tuple[MediaSpan, ...]]:
-    """Repeat each picture's placeholder to its number of tokens."""
+def picture_run(
+    family: Family,
+    tokenizer: Tokenizer,
+    grid: tuple[int, int, int],
+    num_rows: int,
+    times_s: Sequence[float] | None = None,
+) -> PictureRun:
+    """The tokens of a picture with this grid and so many rows of embeddings, or of a video, which has times."""
+    layout = (
+        family.image_layout(grid, num_rows) if times_s is None else family.video_layout(grid, num_rows, times_s)
+    )
+    if layout is None:
+        return PictureRun(num_rows)
+    ids: list[int] = []
+    known: dict[str, list[int]] = {}
+    for is_text, parts in groupby(layout, lambda part: isinstance(part, str)):
+        if not is_text:
+            ids += [ROW] * sum(int(part) for part in parts)
+            continue
+        text = "".join(str(part) for part in parts)
+        if text not in known:
+            known[text] = tokenizer.encode_pieces([(text, True)])
+        ids += known[text]
+    assert ids.count(ROW) == num_rows, "a picture's layout has another number of rows than its plan"
+    first, end = ids.index(ROW), len(ids) - ids[::-1].index(ROW)
+    inside = tuple(ids[first:end])
+    return PictureRun(len(inside), None if len(inside) == num_rows else inside, tuple(ids[:first]), tuple(ids[end:]))
+
+
+def expand(prompt: SlottedPrompt, runs: Sequence[PictureRun]) -> tuple[tuple[int, ...], tuple[MediaSpan, ...]]:
+    """Put each picture's tokens where its placeholder stands.
+
+    Raises PlaceholderError if a prompt that is expanded already has other tokens than these.
+    """
+    if prompt.is_expanded:
+        return prompt.token_ids, _found(prompt, runs)
     ids: list[int] = []
     spans = []
     cursor = 0
-    for slot, count in zip(prompt.slots, counts, strict=True):
+    for slot, run in zip(prompt.slots, runs, strict=True):
         ids.extend(prompt.token_ids[cursor:slot])
-        spans.append(MediaSpan(len(ids), count))
-        ids.extend([prompt.token_ids[slot]] * count)
+        spans.append(MediaSpan(len(ids) + len(run.before), run.length))
+        ids.extend(run.token_ids(prompt.token_ids[slot]))
         cursor = slot + 1
     ids.extend(prompt.token_ids[cursor:])
     return tuple(ids), tuple(spans)
+
+
+def _found(prompt: SlottedPrompt, runs: Sequence[PictureRun]) -> tuple[MediaSpan, ...]:
+    """Where the pictures' tokens are in an expanded prompt; every placeholder must belong to one."""
+    placeholder_id = prompt.token_ids[prompt.slots[0]]
+    spans = []
+    cursor = num_slots = 0
+    for number, run in enumerate(runs, 1):
+        ids = run.token_ids(placeholder_id)
+        first = next((slot for slot in prompt.slots[num_slots:] if slot >= cursor), len(prompt.token_ids))
+        start = first - len(run.before)
+        if start < cursor or prompt.token_ids[start : start + len(ids)] != tuple(ids):
+            raise PlaceholderError(
+                f"The prompt has {len(prompt.slots)} places for pictures and {len(runs)} were given. Were it the "
+                f"expanded form, picture {number} would have {len(ids)} tokens in it, which are not there."
+            )
+        spans.append(MediaSpan(first, run.length))
+        cursor, num_slots = start + len(ids), num_slots + ids.count(placeholder_id)
+    if num_slots != len(prompt.slots):
+        raise PlaceholderError(
+            f"The prompt has {len(prompt.slots)} tokens for pictures, of which the {len(runs)} given take {num_slots}."
+        )
+    return tuple(spans)
 
 
 def placeholder_token(family: Family, tokenizer: Tokenizer) -> int:
@@ -92,8 +175,10 @@ def placeholder_token(family: Family, tokenizer: Tokenizer) -> int:
     if not family.spec.takes_pictures:
         return NO_TOKEN
     token_id = tokenizer.token_id(family.placeholder)
-    if token_id is None:
-        raise PromptError(f"The tokenizer has no {family.placeholder!r}; it is not one for {family.name}.")
+    for text in (family.placeholder, *family.layout_tokens):
+        if tokenizer.token_id(text) is None:
+            raise PromptError(f"The tokenizer has no {text!r}; it is not one for {family.name}.")
+    assert token_id is not None
     return token_id
 
 
