@@ -134,10 +134,10 @@ class Qwen2VL(Family):
         self.video_max_pixels = said.count(
             "max_pixels", size.count("longest_edge", min(VIDEO_MAX_PIXELS, self.max_pixels))
         )
-        low = VIDEO_MIN_PIXELS if self.files.video else max(self.min_pixels, min(VIDEO_MIN_PIXELS, self.video_max_pixels))
-        self.video_min_pixels = min(
-            said.count("min_pixels", size.count("shortest_edge", low)), self.video_max_pixels
+        low = (
+            VIDEO_MIN_PIXELS if self.files.video else max(self.min_pixels, min(VIDEO_MIN_PIXELS, self.video_max_pixels))
         )
+        self.video_min_pixels = min(said.count("min_pixels", size.count("shortest_edge", low)), self.video_max_pixels)
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         checked = super().check_options(options)

@@ -70,7 +70,9 @@ def read_sampling(values: Mapping[str, Any], place: str) -> Sampling:
     """The keys of SAMPLING_KEYS among `values`. Raises MediaError for what cannot be kept."""
     num_frames, fps = values.get("num_frames"), values.get("fps")
     if num_frames is not None and fps is not None:
-        raise MediaError("num_frames and fps exclude each other.", code="unsupported_combination", param=_at(place, "fps"))
+        raise MediaError(
+            "num_frames and fps exclude each other.", code="unsupported_combination", param=_at(place, "fps")
+        )
     if num_frames is not None:
         if isinstance(num_frames, bool) or not isinstance(num_frames, int):
             raise _wrong("num_frames must be a whole number from 1.", "invalid_type", place, "num_frames")

@@ -122,9 +122,7 @@ def parse_url(url: str, *, allowed_local_media_path: str, max_bytes: int) -> Ima
     )
 
 
-def parse_video_url(
-    url: str, *, allowed_local_media_path: str, max_bytes: int
-) -> BytesSource | FileSource | UrlSource:
+def parse_video_url(url: str, *, allowed_local_media_path: str, max_bytes: int) -> BytesSource | FileSource | UrlSource:
     """The same for the address of a `video_url` part."""
     match = _SCHEME.match(url)
     scheme = match[1].lower() if match else ""

@@ -113,7 +113,9 @@ def probe_video(source: VideoSource, limits: VideoLimits) -> Clip:
     return _probe_animation(data, limits)
 
 
-def decode_video(source: VideoSource, indices: Sequence[int], plan: ImagePlan, limits: VideoLimits) -> NDArray[np.uint8]:
+def decode_video(
+    source: VideoSource, indices: Sequence[int], plan: ImagePlan, limits: VideoLimits
+) -> NDArray[np.uint8]:
     """The canvas uint8 [frames, height, width, 3] that `plan` makes of these frames; the last one fills it up."""
     num_slots = max(plan.grid[0], 1) * -(-plan.frames // max(plan.grid[0], 1))
     canvas = np.empty((num_slots, plan.canvas_height_px, plan.canvas_width_px, 3), np.uint8)
@@ -175,7 +177,8 @@ def _probe_animation(data: bytes, limits: VideoLimits) -> Clip:
         ) from None
     if not header.is_animated:
         raise MediaDecodeError(
-            f"The {header.format.upper()} file holds one picture. Send it as a picture (image_url).", code="invalid_video"
+            f"The {header.format.upper()} file holds one picture. Send it as a picture (image_url).",
+            code="invalid_video",
         )
     check_size(*header.upright_size_px, limits.picture)
     seconds = frame_seconds(data, header)

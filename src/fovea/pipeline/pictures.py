@@ -171,7 +171,9 @@ class Pictures:
             if picture.source is not None and picture.plan is not None:
                 job = jobs.setdefault(id(picture.source), _Job(number, picture.media, picture.source))
                 job.plans[picture.plan] = None
-        videos = {number: self._make_video(one, number, len(opened)) for number, one in enumerate(opened, 1) if one.video}
+        videos = {
+            number: self._make_video(one, number, len(opened)) for number, one in enumerate(opened, 1) if one.video
+        }
         done = dict(zip(jobs, self._run(list(jobs.values()), len(opened), resize_on_device, shared), strict=True))
         return [
             self._made_video(one, videos[number], salt) if one.video else self._made(one, done, salt)

@@ -107,9 +107,7 @@ def picture_run(
     times_s: Sequence[float] | None = None,
 ) -> PictureRun:
     """The tokens of a picture with this grid and so many rows of embeddings, or of a video, which has times."""
-    layout = (
-        family.image_layout(grid, num_rows) if times_s is None else family.video_layout(grid, num_rows, times_s)
-    )
+    layout = family.image_layout(grid, num_rows) if times_s is None else family.video_layout(grid, num_rows, times_s)
     if layout is None:
         return PictureRun(num_rows)
     ids: list[int] = []

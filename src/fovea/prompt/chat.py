@@ -15,9 +15,9 @@ from fovea.core.errors import PromptError
 from fovea.families.base import Family
 from fovea.prompt.forms import MAX_SALT_CHARS, MediaInput, PromptForm, checked_mapping, checked_text
 from fovea.prompt.image_parts import IMAGE_PARTS, TEXT_PARTS, PartReader
-from fovea.prompt.video_parts import VIDEO_PARTS, read_video_part
 from fovea.prompt.pieces import Piece
 from fovea.prompt.template import ChatTemplate
+from fovea.prompt.video_parts import VIDEO_PARTS, read_video_part
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,9 @@ def _one_input(kind: str, value: object, part: Mapping[str, Any], place: str, bu
             code="invalid_value",
             param=where,
         )
-    return MediaInput(inputs[0].kind, inputs[0].value, read_uuid(part, place), inputs[0].grid, param=where, budget=budget)
+    return MediaInput(
+        inputs[0].kind, inputs[0].value, read_uuid(part, place), inputs[0].grid, param=where, budget=budget
+    )
 
 
 def _budget(parts: Mapping[str, Mapping[str, Any]]) -> PixelBudget | None:

@@ -83,9 +83,7 @@ def _one(item: object, place: str) -> MediaInput:
         raise PromptError(
             "A video given as a dict needs 'video'.", code="missing_required_parameter", param="multi_modal_data"
         )
-    return MediaInput(
-        "picture", item[VIDEO_OBJECT_PART], budget=_budget(item, place), video=read_sampling(item, place)
-    )
+    return MediaInput("picture", item[VIDEO_OBJECT_PART], budget=_budget(item, place), video=read_sampling(item, place))
 
 
 def _budget(values: Mapping[str, Any], place: str) -> PixelBudget | None:
