@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from .checkpoints import TEXT_FAMILIES
+from .videos import video_inputs
 
 Floats = npt.NDArray[np.float32]
 LLAVA_PROCESSORS: dict[str, Any] = {
@@ -53,14 +54,22 @@ class Reference:
 
 
 def reference(
-    folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), *, max_new_tokens: int = 24
+    folder: str | Path,
+    prompt: str,
+    images: Sequence[Image.Image] = (),
+    *,
+    clips: Sequence[tuple[Sequence[Image.Image], float | None]] = (),
+    max_new_tokens: int = 24,
 ) -> Reference:
-    """Run one prompt (with the family's own placeholder text for pictures) and continue it greedily, never stopping."""
+    """Run one prompt (with the family's own placeholder text for pictures) and continue it greedily, never stopping.
+
+    clips: frames and frames a second of each video.
+    """
     if model_type(folder) == "phi3_v":
         from . import phi3v
 
         return phi3v.reference(folder, prompt, images, max_new_tokens=max_new_tokens)
-    return _transformers_reference(folder, prompt, images, max_new_tokens)
+    return _transformers_reference(folder, prompt, images, clips, max_new_tokens)
 
 
 def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Floats]:
@@ -140,11 +149,14 @@ def _inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> dict[
 
 
 def _transformers_reference(
-    folder: str | Path, prompt: str, images: Sequence[Image.Image], max_new_tokens: int
+    folder: str | Path, prompt: str, images: Sequence[Image.Image], clips: Sequence[Any], max_new_tokens: int
 ) -> Reference:
     """Each token from a fresh pass over the whole prefix: no cache whose state could hide a mistake."""
     model, processor = load(folder)
-    inputs = _inputs(processor, prompt, images)
+    if clips:
+        inputs = video_inputs(Path(folder), processor, model.config, prompt, images, clips)
+    else:
+        inputs = _inputs(processor, prompt, images)
     if model_type(folder) in LLAVA_PROCESSORS:
         inputs.pop("mm_token_type_ids", None)
     token_ids: list[int] = inputs["input_ids"][0].tolist()
@@ -174,6 +186,10 @@ def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def _extend(inputs: dict[str, torch.Tensor], tokens: list[int]) -> dict[str, torch.Tensor]:
     """The inputs with text tokens behind the prompt."""
+    if "position_ids" in inputs:
+        rows = inputs["position_ids"]
+        following = torch.arange(len(tokens)) + rows.max() + 1
+        inputs = {**inputs, "position_ids": torch.cat([rows, following.expand(3, 1, -1)], dim=2)}
     tail = {
         "input_ids": torch.tensor([tokens]),
         "attention_mask": torch.ones(1, len(tokens), dtype=torch.long),

@@ -51,9 +51,9 @@ class ImagePlan:
     `view` is the plan of a second canvas of the same picture, no wider than the first: it stands below the first at its
     left edge, and beside it is black. `canvas_*_px` does not count it; `num_patches` and `num_tokens` do.
 
-    `frames` set means a video of so many frames, each of which the steps are carried out on; behind them stand copies of
-    the last one until the tower's slots are full. `grid`, `num_patches` and `num_tokens` are those of the whole video, and
-    `step_s` the seconds from one step of the grid's time to the next.
+    `frames` set means a video of so many frames, and the steps are those of each; behind them stand copies of the last
+    one until there are `slots`. `grid`, `num_patches` and `num_tokens` are those of the whole video, and `step_s` is
+    the seconds from one step of the grid's time to the next.
     """
 
     resize_width_px: int
@@ -70,6 +70,7 @@ class ImagePlan:
     pad_value: int = 255
     view: ImagePlan | None = None
     frames: int = 0
+    slots: int = 0
     step_s: float = 0.0
 
 
@@ -254,9 +255,9 @@ class MediaReport:
     """What was done with one picture or video. Sizes are 0 for embeddings handed in by the caller.
 
     `token_rows` by `token_columns` of its tokens lie evenly over the picture as used (`width_px` by `height_px`); a
-    model may have tokens beside those. `num_frames` of a video were shown, at `times_s` where that is known, and its token
-    grid is that of one step of time. `num_bytes` is what was handed in or fetched. Times are seconds; pictures of one
-    request are decoded in parallel, so they do not add up to its `media_s`.
+    model may have tokens beside those. `num_frames` of a video were shown, at `times_s` where that is known, and its
+    token grid is that of one step of time. `num_bytes` is what was handed in or fetched. Times are seconds; pictures of
+    one request are decoded in parallel, so they do not add up to its `media_s`.
     """
 
     original_width_px: int

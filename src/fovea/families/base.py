@@ -134,7 +134,7 @@ class Family(ABC):
 
     def no_videos(self) -> MediaError:
         return MediaError(
-            f"{self.name} takes no videos. Give the frames you mean as several images, or use a model that sees videos.",
+            f"{self.name} takes no videos. Give the frames you mean as several images, or use a model that does.",
             code="unsupported_value",
         )
 

@@ -182,7 +182,7 @@ class Qwen2VL(Family):
     def plan_video(
         self, num_frames: int, width_px: int, height_px: int, fps: float, options: Mapping[str, Any]
     ) -> ImagePlan:
-        """Frames of one size; two at a time are one step of the grid's time, the last one twice if their number is odd."""
+        """Two frames at a time are one step of the grid's time; the last one stands twice if their number is odd."""
         limits = {"min_pixels": self.video_min_pixels, "max_pixels": self.video_max_pixels, **options}
         limits["min_pixels"] = min(limits["min_pixels"], limits["max_pixels"])
         return self._over_time(self.plan_image(width_px, height_px, limits), num_frames, fps)
@@ -211,6 +211,7 @@ class Qwen2VL(Family):
             num_patches=steps * frame.num_patches,
             num_tokens=steps * frame.num_tokens,
             frames=num_frames,
+            slots=steps * patch,
             step_s=patch / fps,
         )
 

@@ -49,7 +49,7 @@ def choose_frames(clip: Clip, wish: Sampling, rule: VideoRule, most: int) -> Cho
     elif wish.fps is not None:
         if clip.fps is None:
             raise MediaError(
-                "fps needs a video whose own frames per second are known; give them as metadata, or ask for num_frames.",
+                "fps needs a video whose own frames per second are known: give metadata, or ask for num_frames.",
                 code="unsupported_combination",
             )
         count = _checked(_by_rate(clip, wish.fps, rule, total), most)
@@ -70,9 +70,7 @@ def read_sampling(values: Mapping[str, Any], place: str) -> Sampling:
     """The keys of SAMPLING_KEYS among `values`. Raises MediaError for what cannot be kept."""
     num_frames, fps = values.get("num_frames"), values.get("fps")
     if num_frames is not None and fps is not None:
-        raise MediaError(
-            "num_frames and fps exclude each other.", code="unsupported_combination", param=_at(place, "fps")
-        )
+        raise _wrong("num_frames and fps exclude each other.", "unsupported_combination", place, "fps")
     if num_frames is not None:
         if isinstance(num_frames, bool) or not isinstance(num_frames, int):
             raise _wrong("num_frames must be a whole number from 1.", "invalid_type", place, "num_frames")
@@ -107,9 +105,5 @@ def _checked(count: int, most: int) -> int:
     return count
 
 
-def _at(place: str, key: str) -> str:
-    return f"{place}.{key}" if place else key
-
-
 def _wrong(message: str, code: str, place: str, key: str) -> MediaError:
-    return MediaError(message, code=code, param=_at(place, key))
+    return MediaError(message, code=code, param=f"{place}.{key}" if place else key)

@@ -1,8 +1,8 @@
 """Videos in mp4, mov, mkv and webm files, by PyAV (the extra "video").
 
-Contract: the container is chosen here by its first bytes and must be one of two; nothing beside the given bytes is ever
-opened, no address dialled and no file looked for. Counting frames reads packets and decodes one frame; decoding runs only
-through the stretches between key frames that hold a wanted frame. Errors have texts of our own.
+Contract: the container is chosen here by its first bytes and must be one of two; nothing beside the given bytes is
+ever opened, no address dialled and no file looked for. Counting frames reads packets and decodes one frame; decoding
+runs only through the stretches between key frames that hold a wanted frame. Errors have texts of our own.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def decode_container(data: bytes, indices: Sequence[int], max_pixels: int) -> It
             _refuse("some of its frames can't be decoded")
 
 
-def _frames(stream: VideoStream, packets: list[Packet], wanted: list[int]) -> Iterator[VideoFrame]:
+def _frames(stream: VideoStream, packets: list[Packet[Any]], wanted: list[int]) -> Iterator[VideoFrame]:
     """Decoded frames in the order they are shown, leaving out stretches without a wanted one."""
     keys = [(place, number) for number, p in enumerate(packets) if p.is_keyframe and (place := _place(p)) is not None]
     keys.sort()
@@ -106,7 +106,7 @@ def _frames(stream: VideoStream, packets: list[Packet], wanted: list[int]) -> It
         yield from stream.codec_context.decode(None)
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[Any]]:
     count = 0
     for packet in container.demux(stream):
         if packet.size == 0:
@@ -121,7 +121,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]
         yield packet
 
 
-def _place(packet: Packet) -> int:
+def _place(packet: Packet[Any]) -> int:
     place = packet.pts if packet.pts is not None else packet.dts
     if place is None:
         _refuse("its frames have no times")
@@ -131,16 +131,17 @@ def _place(packet: Packet) -> int:
 def _upright_size(data: bytes, max_pixels: int) -> tuple[int, int]:
     """Of the first frame that comes out: what a header says about size and rotation may be wrong."""
     with _opened(data, max_pixels) as (container, stream):
-        for frame in container.decode(stream):
-            width_px, height_px = frame.width, frame.height
-            return (height_px, width_px) if frame.rotation % 180 else (width_px, height_px)
-    _refuse("no frame of it can be decoded")
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            _refuse("no frame of it can be decoded")
+        width_px, height_px = frame.width, frame.height
+        return (height_px, width_px) if frame.rotation % 180 else (width_px, height_px)
 
 
 def _upright(frame: VideoFrame) -> NDArray[np.uint8]:
     if frame.is_corrupt:
         _refuse("it is incomplete")
-    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     turns = round(frame.rotation / 90) % 4  # counter-clockwise
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
@@ -199,8 +200,8 @@ def _library() -> Any:
         import av
     except ImportError:
         raise MediaDecodeError(
-            "Videos in mp4 and webm files need PyAV, which is not installed here: pip install 'fovea-vlm[video]'. Frames, "
-            "and animated GIF and WebP files, need nothing.",
+            "Videos in mp4 and webm files need PyAV, which is not installed here: pip install 'fovea-vlm[video]'. "
+            "Frames, and animated GIF and WebP files, need nothing.",
             code="unsupported_value",
         ) from None
     return av

@@ -83,8 +83,8 @@ def probe(source: MemorySource, limits: MediaLimits) -> Probe:
 def check_num_bytes(num_bytes: int, limits: MediaLimits) -> None:
     if num_bytes > limits.max_bytes:
         raise MediaLimitError(
-            f"The {limits.noun} has {num_bytes:,} bytes; the option {limits.bytes_option} permits {limits.max_bytes:,}. "
-            "Send a smaller file, or raise the option."
+            f"The {limits.noun} has {num_bytes:,} bytes; the option {limits.bytes_option} permits "
+            f"{limits.max_bytes:,}. Send a smaller file, or raise the option."
         )
 
 

@@ -1,7 +1,8 @@
 """Videos: what was handed in becomes one typed source, then a Clip that says what it will cost, then frames.
 
-Contract: `probe_video` judges bytes, duration and the size of frames before a frame is decoded (of an mp4 or webm one is);
-`decode_video` makes only the frames asked for, and holds them at the size of their plan. Raises nothing but MediaError.
+Contract: `probe_video` judges bytes, duration and the size of frames before a frame is decoded (of an mp4 or webm file
+one is); `decode_video` makes only the frames asked for, and holds them at the size of their plan. Raises nothing but
+MediaError.
 
     source          from
     FramesSource    a list of pictures, or a uint8 array [frames, height, width, 3], with or without metadata
@@ -94,8 +95,8 @@ def parse_video(value: object) -> FramesSource | ImageSource:
         return parse_image(value)
     except MediaSourceError:
         raise _wrong_kind(
-            f"A video can't be made from {type(value).__name__[:40]}. Pass a uint8 array [frames, height, width, 3], a list "
-            "of PIL pictures, (frames, metadata), bytes, or pathlib.Path."
+            f"A video can't be made from {type(value).__name__[:40]}. Pass a uint8 array [frames, height, width, 3], a "
+            "list of PIL pictures, (frames, metadata), bytes, or pathlib.Path."
         ) from None
 
 
@@ -117,9 +118,8 @@ def decode_video(
     source: VideoSource, indices: Sequence[int], plan: ImagePlan, limits: VideoLimits
 ) -> NDArray[np.uint8]:
     """The canvas uint8 [frames, height, width, 3] that `plan` makes of these frames; the last one fills it up."""
-    num_slots = max(plan.grid[0], 1) * -(-plan.frames // max(plan.grid[0], 1))
-    canvas = np.empty((num_slots, plan.canvas_height_px, plan.canvas_width_px, 3), np.uint8)
-    each = replace(plan, frames=0)
+    canvas = np.empty((plan.slots, plan.canvas_height_px, plan.canvas_width_px, 3), np.uint8)
+    each = replace(plan, frames=0, slots=0)
     size, count = None, 0
     for count, pixels in enumerate(_decoded(source, indices, limits), 1):
         size = size or pixels.shape
@@ -187,8 +187,8 @@ def _probe_animation(data: bytes, limits: VideoLimits) -> Clip:
     total_s = math.fsum(seconds)
     if total_s > limits.max_seconds:
         raise MediaLimitError(
-            f"The animation is {total_s:,.0f} seconds long; the option max_video_seconds permits {limits.max_seconds:,g}. "
-            "Cut it, or raise the option.",
+            f"The animation is {total_s:,.0f} seconds long; the option max_video_seconds permits "
+            f"{limits.max_seconds:,g}. Cut it, or raise the option.",
             code="video_too_long",
         )
     times = tuple(np.cumsum((0.0, *seconds[:-1])).tolist())

@@ -1,7 +1,7 @@
 """A video of a request: opened, judged and sampled, then decoded at the size of its plan.
 
-Contract: as with pictures, nothing is decoded before every limit has been judged, except the first frame of an mp4 or webm
-file, whose size is judged before that from its header.
+Contract: as with pictures, nothing is decoded before every limit has been judged, except the first frame of an mp4 or
+webm file, whose size is judged before that from its header.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def open_video(
     num_pixels = len(chosen.indices) * clip.width_px * clip.height_px
     if num_pixels > limits.max_pixels:
         raise MediaLimitError(
-            f"{len(chosen.indices)} frames of {clip.width_px} x {clip.height_px} pixels have {num_pixels:,} in all; the "
-            f"option max_video_pixels permits {limits.max_pixels:,}. Ask for fewer frames (num_frames or fps), scale the "
-            "video down, or raise the option.",
+            f"{len(chosen.indices)} frames of {clip.width_px} x {clip.height_px} pixels have {num_pixels:,} in all; "
+            f"the option max_video_pixels permits {limits.max_pixels:,}. Ask for fewer frames (num_frames or fps), "
+            "scale the video down, or raise the option.",
             code="image_too_many_pixels",
         )
     known = {key: value for key, value in options.items() if key not in SAMPLING_KEYS}

@@ -1,6 +1,6 @@
 """Videos in prompts: the value of multi_modal_data's "video", and the video parts of chat messages.
 
-Contract: nothing is opened. As with pictures, a key that is not known is refused, and one whose value is None is absent.
+Contract: nothing is opened. As with pictures, an unknown key is refused, and one whose value is None is absent.
 """
 
 from __future__ import annotations
