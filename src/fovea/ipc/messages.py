@@ -117,6 +117,7 @@ class EngineReady(Message, frozen=True):
     dtype: str
     memory_plan: str
     takes_pictures: bool = True
+    takes_videos: bool = False
 
 
 class Failed(Message, frozen=True):
