@@ -55,7 +55,7 @@ def video_inputs(
         pictures = processor.image_processor(images=list(images), return_tensors="pt")
     patches, grids = [], []
     low, high = settings["shortest_edge"], settings["longest_edge"]
-    low = min(max(low, 128 * 28 * 28), min(high, 768 * 28 * 28))
+    low = max(low, min(128 * 28 * 28, min(high, 768 * 28 * 28) // 2))
     for frames, _ in clips:
         values, grid = _patches(frames, low, min(high, 768 * 28 * 28))
         patches.append(values)

@@ -134,10 +134,11 @@ class Qwen2VL(Family):
         self.video_max_pixels = said.count(
             "max_pixels", size.count("longest_edge", min(VIDEO_MAX_PIXELS, self.max_pixels))
         )
-        low = (
-            VIDEO_MIN_PIXELS if self.files.video else max(self.min_pixels, min(VIDEO_MIN_PIXELS, self.video_max_pixels))
-        )
-        self.video_min_pixels = min(said.count("min_pixels", size.count("shortest_edge", low)), self.video_max_pixels)
+        least = VIDEO_MIN_PIXELS
+        if not self.files.video:
+            least = max(self.min_pixels, min(least, self.video_max_pixels // 2))
+        least = said.count("min_pixels", size.count("shortest_edge", least))
+        self.video_min_pixels = min(least, self.video_max_pixels)
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         checked = super().check_options(options)
@@ -216,7 +217,8 @@ class Qwen2VL(Family):
         )
 
     def largest_picture(self, options: Mapping[str, Any]) -> int:
-        return int(options.get("max_pixels", self.max_pixels)) // self.spec.tower.patch_px**2
+        most = int(options.get("max_pixels", max(self.max_pixels, self.video_max_pixels)))
+        return most // self.spec.tower.patch_px**2
 
     def token_grid(self, plan: ImagePlan) -> tuple[int, int]:
         merge = self.spec.projector.merge
