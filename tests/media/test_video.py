@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
+import io
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ from fovea.media.video import (
 from tests.media.clips import FRAMES, animation, grey_frames, mp4, number_of, sound
 
 LIMITS = VideoLimits.from_config(EngineConfig())
-CONTAINERS = {
+CONTAINERS: dict[str, Callable[[], bytes]] = {
     "mp4-h264": lambda: mp4(),
     "mov-mpeg4": lambda: mp4(codec="mpeg4", format="mov"),
     "webm-vp9": lambda: mp4(codec="libvpx-vp9", format="webm"),
@@ -89,13 +92,17 @@ def test_free_slots_hold_the_last_frame() -> None:
 
 
 def test_only_stretches_with_wanted_frames_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    seen: list[object] = []
     data = mp4(grey_frames(60), gop=10)
-    yielded = container._frames
-    monkeypatch.setattr(container, "_frames", lambda *args: (seen.append(frame) or frame for frame in yielded(*args)))
-    assert [number_of(frame) for frame in decode_container(data, [52], 10**6)] == [
-        1
-    ]  # 52 * 20 is 16 more than a multiple of 256
+    frames_as_they_are = container._frames
+
+    def noted(*args: Any) -> Iterator[Any]:
+        for frame in frames_as_they_are(*args):
+            seen.append(frame)
+            yield frame
+
+    monkeypatch.setattr(container, "_frames", noted)
+    assert [number_of(frame) for frame in decode_container(data, [52], 10**6)] == [1]  # 52 * 20 is 1040 = 4 * 256 + 16
     assert len(seen) <= 10
 
 
@@ -186,7 +193,7 @@ def _empty_webm() -> bytes:
     return b"\x1a\x45\xdf\xa3" + bytes(64)
 
 
-BROKEN = {
+BROKEN: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
     "text": lambda: b"#EXTM3U\nhttp://127.0.0.1/a.ts\n",
     "ftyp alone": lambda: b"\0\0\0\x18ftypisom\0\0\0\0isommp42",
@@ -203,8 +210,6 @@ BROKEN = {
 
 
 def _png() -> bytes:
-    import io
-
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG")
     return file.getvalue()
@@ -301,8 +306,6 @@ def test_a_mov_file_opens_no_other_file(tmp_path: Path, monkeypatch: pytest.Monk
     entry = (len(named) + 4).to_bytes(4, "big") + named
     broken = data[: at + 12] + entry + data[at + 24 :]
     opened = []
-    import builtins
-
     monkeypatch.setattr(builtins, "open", lambda *args, **_: opened.append(args))
     with pytest.raises(MediaError):
         decode_video(BytesSource(broken), [0], plan(1), LIMITS) if probe_video(BytesSource(broken), LIMITS) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def prompt(video: object, text: str = f"{WATCH}What happens?", **more: object) -
     }
 
 
-def item(llm: LLM, video: object, **more: object) -> MediaItem:
+def item(llm: LLM, video: object, **more: Any) -> MediaItem:
     (made,) = prepare(llm, prompt(video, **more)).request.media
     return made
 
@@ -152,8 +153,6 @@ def test_chat_takes_videos(engines: Engines, tmp_path: Path) -> None:
     llm = engines.get("qwen2_vl", allowed_local_media_path=str(tmp_path))
     data = animation("GIF")
     (tmp_path / "a.gif").write_bytes(data)
-    import base64
-
     url = "data:image/gif;base64," + base64.b64encode(data).decode()
     answers = []
     for part in (

@@ -302,10 +302,11 @@ def test_a_part_that_is_not_offered_is_answered_with_those_that_are() -> None:
 )
 def test_video_parts_are_passed_on(options: dict[str, Any]) -> None:
     service = FakeService()
-    part = {"type": "video_url", "video_url": {"url": URL}, **options}
+    part = {"type": "video_url", "video_url": URL, **options}
     assert post(service, CHAT, parts_body(part)).status == 200
-    (message,) = service.asks[-1].messages or ()
-    assert message["content"] == [part]
+    messages = service.asks[-1].messages
+    assert messages is not None
+    assert messages[0]["content"] == [part]
 
 
 @pytest.mark.parametrize(
@@ -317,7 +318,7 @@ def test_video_parts_are_passed_on(options: dict[str, Any]) -> None:
         ({"fps": 0}, "below_min_value", "fps"),
         ({"fps": 1e9}, "above_max_value", "fps"),
         ({"max_pixels": 0}, "below_min_value", "max_pixels"),
-        ({"max_frames": 4}, "unsupported_value", "max_frames"),
+        ({"max_frames": 4}, "unknown_parameter", "max_frames"),
     ],
 )
 def test_bad_video_options_are_refused_at_their_place(options: dict[str, Any], code: str, place: str) -> None:

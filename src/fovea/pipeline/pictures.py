@@ -41,7 +41,7 @@ from fovea.media.source import (
 )
 from fovea.media.transform import apply_plan
 from fovea.media.video import FramesSource, VideoLimits, VideoSource, parse_video
-from fovea.pipeline.videos import MadeVideo, OpenedVideo, make_video, open_video
+from fovea.pipeline.videos import MadeVideo, OpenedVideo, make_video, open_video, report_video
 from fovea.prompt.forms import MediaInput
 
 # A picture goes to the device as it is unless it, or what it is resized to before a crop, is much larger than its
@@ -183,7 +183,8 @@ class Pictures:
     def report(self, opened: Opened, decode_s: float = 0.0, resize_s: float = 0.0) -> MediaReport:
         """`cache_hit` is filled in when the engine tells."""
         if opened.video is not None:
-            return self._report_video(opened, opened.video, decode_s)
+            cells = self._family.token_grid(opened.video.plan)
+            return report_video(opened.video, opened.num_tokens, cells, opened.fetch_s, decode_s)
         if opened.plan is None or opened.probe is None:
             return MediaReport(0, 0, 0, 0, opened.num_tokens, num_bytes=opened.num_bytes)
         rows, columns = self._family.token_grid(opened.plan)
@@ -284,23 +285,6 @@ class Pictures:
         plan = opened.plan
         item = MediaItem(key, opened.num_tokens, plan.num_patches, plan.grid, canvas=made.canvas, ids=opened.ids)
         return item, self.report(opened, made.decode_s)
-
-    def _report_video(self, opened: Opened, video: OpenedVideo, decode_s: float) -> MediaReport:
-        rows, columns = self._family.token_grid(video.plan)
-        return MediaReport(
-            original_width_px=video.clip.width_px,
-            original_height_px=video.clip.height_px,
-            width_px=video.plan.canvas_width_px,
-            height_px=video.plan.canvas_height_px,
-            num_tokens=opened.num_tokens,
-            token_rows=rows,
-            token_columns=columns,
-            num_bytes=opened.num_bytes,
-            fetch_s=opened.fetch_s,
-            decode_s=decode_s,
-            num_frames=video.plan.frames,
-            times_s=video.chosen.times_s,
-        )
 
     def _open_embeds(self, media: MediaInput) -> Opened:
         rows, hidden = media.value.shape

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fovea.core.errors import MediaLimitError
-from fovea.core.types import Clip, ImagePlan, Sampling
+from fovea.core.types import Clip, ImagePlan, MediaReport, Sampling
 from fovea.families.base import Family
 from fovea.families.video import SAMPLING_KEYS, Chosen, choose_frames, read_sampling
 from fovea.media.video import VideoLimits, VideoSource, decode_video, probe_video, video_digest
@@ -64,3 +64,22 @@ def make_video(opened: OpenedVideo, limits: VideoLimits) -> MadeVideo:
     started = time.perf_counter()
     canvas = decode_video(opened.source, opened.chosen.indices, opened.plan, limits)
     return MadeVideo(canvas, video_digest(canvas, opened.chosen.times_s), time.perf_counter() - started)
+
+
+def report_video(
+    video: OpenedVideo, num_tokens: int, token_grid: tuple[int, int], fetch_s: float, decode_s: float
+) -> MediaReport:
+    return MediaReport(
+        original_width_px=video.clip.width_px,
+        original_height_px=video.clip.height_px,
+        width_px=video.plan.canvas_width_px,
+        height_px=video.plan.canvas_height_px,
+        num_tokens=num_tokens,
+        token_rows=token_grid[0],
+        token_columns=token_grid[1],
+        num_bytes=video.clip.num_bytes,
+        fetch_s=fetch_s,
+        decode_s=decode_s,
+        num_frames=video.plan.frames,
+        times_s=video.chosen.times_s,
+    )

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fovea.core.errors import EmbeddingsError, MediaSourceError, PromptError, nearest
-from fovea.core.types import PixelBudget, Sampling
+from fovea.prompt.media_parts import MAX_UUID_CHARS as MAX_UUID_CHARS
+from fovea.prompt.media_parts import MediaInput as MediaInput
+from fovea.prompt.media_parts import is_unicode as is_unicode
 from fovea.prompt.pieces import Piece
+from fovea.prompt.video_parts import parse_videos
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,31 +30,9 @@ PROMPT_KEYS = (
     "cache_salt",
 )
 MAX_SALT_CHARS = 128
-MAX_UUID_CHARS = 256
 MAX_GRID_SIDE = 100_000  # far above any picture; keeps products of three exact
 MEDIA_KINDS = ("image", "video")
 EMBEDS_KEYS = {"image_embeds", "image_grid_thw"}
-
-
-@dataclass(frozen=True, slots=True)
-class MediaInput:
-    """One picture as handed in: `picture` is whatever media.source parses, `url` a URL part, `embeds` an array.
-
-    `video` set means a video, and says which of its frames are wanted: then `picture` is what media.video parses.
-    `param` is its place in the request, such as "messages.0.content.1.image_url"; "" if it has none that tells more.
-    """
-
-    kind: Literal["picture", "url", "embeds"]
-    value: Any
-    uuid: str = ""
-    grid: tuple[int, int, int] | None = None
-    param: str = ""
-    budget: PixelBudget | None = None
-    video: Sampling | None = None
-
-    @property
-    def noun(self) -> str:
-        return "Picture" if self.video is None else "Video"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +95,6 @@ def parse_media(data: object) -> tuple[MediaInput, ...]:
 
     Pictures come before videos here; in the prompt each stands at the next place of its kind.
     """
-    from fovea.prompt.video_parts import parse_videos  # which builds on this file
-
     values = checked_mapping(data, "multi_modal_data")
     for kind in values:
         if kind not in MEDIA_KINDS:
@@ -254,12 +233,3 @@ def checked_text(value: object, name: str, limit: int) -> str:
     else:
         return value
     raise PromptError(f"{name} must be valid text of at most {limit} characters.", code=code, param=name)
-
-
-def is_unicode(text: str) -> bool:
-    """False for halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,14 +1,37 @@
-"""What picture parts and video parts have in common: unknown keys, uuids, numbers of pixels."""
+"""What pictures and videos of prompts have in common: the noun, unknown keys, uuids, numbers of pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from fovea.core.errors import PromptError, nearest
-from fovea.prompt.forms import MAX_UUID_CHARS, is_unicode
+from fovea.core.types import PixelBudget, Sampling
 
 MAX_BUDGET_PIXELS = 2**53  # a number every JSON reader has exactly; what a model permits is far less
+MAX_UUID_CHARS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class MediaInput:
+    """One picture as handed in: `picture` is whatever media.source parses, `url` a URL part, `embeds` an array.
+
+    `video` set means a video, and says which of its frames are wanted: then `picture` is what media.video parses.
+    `param` is its place in the request, such as "messages.0.content.1.image_url"; "" if it has none that tells more.
+    """
+
+    kind: Literal["picture", "url", "embeds"]
+    value: Any
+    uuid: str = ""
+    grid: tuple[int, int, int] | None = None
+    param: str = ""
+    budget: PixelBudget | None = None
+    video: Sampling | None = None
+
+    @property
+    def noun(self) -> str:
+        return "Picture" if self.video is None else "Video"
 
 
 def check_keys(values: Mapping[str, Any], known: tuple[str, ...], place: str, kind: str = "A video part") -> None:
@@ -43,3 +66,12 @@ def read_pixels(value: object, where: str, key: str) -> int:
     if value > MAX_BUDGET_PIXELS:
         raise PromptError(f"{key} must be at most {MAX_BUDGET_PIXELS}.", code="above_max_value", param=where)
     return value
+
+
+def is_unicode(text: str) -> bool:
+    """False for halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -12,8 +12,7 @@ from fovea.core.errors import PromptError
 from fovea.core.types import PixelBudget
 from fovea.families.video import SAMPLING_KEYS, read_sampling
 from fovea.media.video import is_frame
-from fovea.prompt.forms import MediaInput
-from fovea.prompt.media_parts import check_keys, read_pixels, read_uuid
+from fovea.prompt.media_parts import MediaInput, check_keys, read_pixels, read_uuid
 
 VIDEO_URL_PART, VIDEO_OBJECT_PART = "video_url", "video"
 VIDEO_PARTS = (VIDEO_URL_PART, VIDEO_OBJECT_PART)
