@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check golden corpus faults fuzz browser load bench gpu-test clean
+.PHONY: help demo serve test check golden corpus faults fuzz parity browser load bench gpu-test clean
 
 help:
 	@echo "make demo     install into $(VENV) and ask the embedded model about the bundled pictures"
@@ -21,6 +21,7 @@ help:
 	@echo "make corpus   every bad input over every route of a running server"
 	@echo "make faults   what happens when parts of a server die, hang or starve"
 	@echo "make fuzz     mutated pictures, bodies and bytes; the OpenAPI document"
+	@echo "make parity   every class of transformers' image-text-to-text map, tiny and random"
 	@echo "make browser  the playground in headless Chromium (installs it where apt-get may)"
 	@echo "make load     minutes of load; writes benchmarks/results"
 	@echo "make gpu-test kernels, graphs and answers on a CUDA card; skipped without one"
@@ -37,7 +38,7 @@ serve: $(VENV)/.installed
 	$(OFFLINE) $(RUN) -m fovea serve $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(OFFLINE) $(RUN) -m pytest -m "not (golden or corpus or faults or fuzz or browser or load)" $(ARGS)
+	$(OFFLINE) $(RUN) -m pytest -m "not (golden or corpus or faults or fuzz or browser or load or parity)" $(ARGS)
 
 corpus: $(VENV)/.installed-test
 	$(OFFLINE) $(RUN) -m pytest -m "corpus or corpus_quick" $(ARGS)
@@ -47,6 +48,9 @@ faults: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-fuzz
 	$(OFFLINE) $(RUN) -m pytest -m fuzz $(ARGS)
+
+parity: $(VENV)/.installed-test
+	$(OFFLINE) $(RUN) -m pytest -m parity $(ARGS)
 
 browser: $(VENV)/.installed-browser
 	$(OFFLINE) $(RUN) -m pytest -m browser $(ARGS)

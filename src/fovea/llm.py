@@ -22,9 +22,10 @@ from fovea.core.types import RequestOutput, TokenOutput
 from fovea.engine.build import build_engine, media_threads, plan_engine
 from fovea.families.registry import load_family
 from fovea.models.folder import find_model
+from fovea.pipeline.bridged import make_preparer
 from fovea.pipeline.collector import Collector
 from fovea.pipeline.pictures import SharedDecodes
-from fovea.pipeline.preparer import Prepared, Preparer
+from fovea.pipeline.preparer import Prepared
 from fovea.prompt.chat import build_chat
 from fovea.prompt.forms import PromptForm, parse_prompt
 
@@ -52,10 +53,10 @@ class LLM:
         show_logs()
         folder = find_model(self.config.model, self.config)
         tokenizer_folder = find_model(self.config.tokenizer, self.config) if self.config.tokenizer else folder
-        self.family = load_family(folder)
+        self.family = load_family(folder, self.config.model_impl)
         blueprint = plan_engine(self.config, self.family)
         # Tokenizer and template come before the weights: a mistake there shows in a second, not in a minute.
-        self._preparer = Preparer(
+        self._preparer = make_preparer(
             self.config,
             self.family,
             folder,
@@ -177,7 +178,7 @@ class LLM:
         self.close()
 
     def _chat_maker(self, messages: Sequence[Any], **options: Any) -> FormMaker:
-        return lambda: build_chat(messages, self._preparer.template, self.family, **options)
+        return lambda: build_chat(messages, self._preparer.template, self._preparer.family, **options)
 
     def _run_all(
         self, jobs: list[_Job], use_tqdm: bool, on_error: OnError, shared: SharedDecodes | None = None

@@ -187,6 +187,7 @@ SPECIALS = {
     "llava": ["<image>", "<s>", "</s>", "<pad>", "<unk>"],
     "qwen2_vl": list(QWEN_TOKENS),
     "qwen2_5_vl": list(QWEN_TOKENS),
+    "qwen3_vl": list(QWEN_TOKENS),
     "phi3_v": [
         "<s>",
         "</s>",

@@ -139,19 +139,19 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[FoveaError], tuple[str, ...
     ),
     "a section that is a list": (setting(CONFIG, "text_config", to=[]), ModelError, ("'text_config'", "dict")),
     "another decoder": (
-        setting(CONFIG, "text_config", "model_type", to="gemma"),
+        setting(CONFIG, "text_config", "model_type", to="gpt2"),
         UnsupportedModelError,
-        ("'model_type'", "'gemma'", "'llama', 'mistral', 'qwen2'"),
+        ("'model_type'", "'gpt2'", "'llama', 'mistral', "),
     ),
     "a decoder with a short window": (
         edit(CONFIG, lambda content: content["text_config"].update(model_type="mistral", sliding_window=4095)),
-        UnsupportedModelError,
-        ("sliding_window",),
+        InvalidOptionError,
+        ("sliding window", "4,095"),
     ),
-    "a decoder with biases": (
-        setting(CONFIG, "text_config", "attention_bias", to=True),
+    "a decoder with biases in its MLP": (
+        setting(CONFIG, "text_config", "mlp_bias", to=True),
         UnsupportedModelError,
-        ("attention_bias",),
+        ("mlp_bias",),
     ),
     "a projector without biases": (
         setting(CONFIG, "multimodal_projector_bias", to=False),
@@ -174,9 +174,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[FoveaError], tuple[str, ...
         ("'projector_hidden_act'", "'relu'", "'gelu'"),
     ),
     "another rope": (
-        setting(CONFIG, "text_config", "rope_scaling", to={"type": "linear", "factor": 2.0}),
+        setting(CONFIG, "text_config", "rope_scaling", to={"type": "yarn", "factor": 2.0}),
         UnsupportedModelError,
-        ("rope_scaling",),
+        ("'yarn'",),
     ),
     "another feature strategy": (
         setting(CONFIG, "vision_feature_select_strategy", to="full"),

@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, int]] = {
     "vipllava": {},
     "qwen2_vl": {"max_pixels": 1280 * 784},
     "qwen2_5_vl": {"max_pixels": 1280 * 784},
+    "qwen3_vl": {"max_pixels": 1280 * 784},
     "phi3_v": {"num_crops": 16},
 }
 SIDES = st.integers(1, 6000)
@@ -46,13 +47,13 @@ def planned(family: Family, width: int, height: int, budget: PixelBudget) -> Ima
 
 def _name(family: Family) -> str:
     names = {"Llava": "llava", "Qwen2VL": "qwen2_vl", "Qwen2_5VL": "qwen2_5_vl", "Phi3V": "phi3_v"}
-    return (names | {"LlavaNext": "llava_next", "VipLlava": "vipllava"})[type(family).__name__]
+    return (names | {"LlavaNext": "llava_next", "VipLlava": "vipllava", "Qwen3VL": "qwen3_vl"})[type(family).__name__]
 
 
 def least(family: Family) -> int:
     tile = 56 * 56
     sides = {"llava": tile, "vipllava": tile, "llava_next": 2 * tile, "phi3_v": 336 * 336}
-    return (sides | {"qwen2_vl": 784, "qwen2_5_vl": 784})[_name(family)]
+    return (sides | {"qwen2_vl": 784, "qwen2_5_vl": 784, "qwen3_vl": 1024})[_name(family)]
 
 
 @pytest.mark.parametrize("name", EVERY_FAMILY)

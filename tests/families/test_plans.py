@@ -247,6 +247,7 @@ def test_stop_tokens_are_those_of_the_folder(engines: Engines) -> None:
         "vipllava": {"</s>"},
         "qwen2_vl": {"<|im_end|>", "<|endoftext|>"},
         "qwen2_5_vl": {"<|im_end|>", "<|endoftext|>"},
+        "qwen3_vl": {"<|im_end|>", "<|endoftext|>"},
         "phi3_v": {"</s>", "<|end|>", "<|endoftext|>"},
     }
     for family, texts in ends.items():

@@ -39,6 +39,7 @@ TOKEN_BYTES = {
     "llava": 2 * 3 * 64 * 4,
     "qwen2_vl": 2 * 3 * 32 * 4,
     "qwen2_5_vl": 2 * 3 * 32 * 4,
+    "qwen3_vl": 2 * 3 * 32 * 4,
     "phi3_v": 2 * 3 * 192 * 4,
 }
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=16, seed=11, ignore_eos=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fovea.core import errors
 from fovea.core.errors import FoveaError, MediaLimitError, RequestFailedError
@@ -80,6 +82,26 @@ def test_without_its_blob_a_request_has_no_pixels_but_all_else() -> None:
     again = request_from_wire(msgspec.msgpack.encode(wire), None)
     assert [item.num_tokens for item in again.media] == [2, 5, 3]
     assert [(item.canvas, item.embeds, item.pixels, item.plan) for item in again.media] == [(None,) * 4] * 3
+
+
+def test_arrays_of_any_kind_come_out_as_they_went_in() -> None:
+    """What a processor of transformers made of a prompt."""
+    arrays: dict[str, NDArray[Any]] = {
+        "input_ids": np.arange(6).reshape(1, 6),
+        "pixel_values": np.linspace(0, 1, 12, dtype=np.float32).reshape(1, 3, 2, 2),
+        "mask": np.array([[True, False]]),
+        "grid": np.array([[1, 2, 2]], np.int32),
+    }
+    item = MediaItem(b"a" * 32, 0, 0, (1, 1, 1), arrays=arrays)
+    request = EngineRequest("r", (1,), SamplingParams(), frozenset(), spans=(MediaSpan(0, 0),), media=(item,))
+    wire, parts = request_to_wire(request)
+    there = request_from_wire(msgspec.msgpack.encode(wire), map_blob(write_blob(parts))).media[0].arrays
+    assert there is not None
+    assert list(there) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(there[name], array)
+        assert there[name].dtype == array.dtype
+    assert request_from_wire(msgspec.msgpack.encode(wire), None).media[0].arrays is None
 
 
 def test_one_array_that_stands_in_several_places_travels_once() -> None:

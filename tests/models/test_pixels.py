@@ -30,6 +30,7 @@ SIDES = st.one_of(st.integers(1, 30), st.integers(1, 400))
 OPTIONS: dict[str, dict[str, int]] = {
     "qwen2_vl": {"max_pixels": 60 * 784},
     "qwen2_5_vl": {"max_pixels": 50 * 784},
+    "qwen3_vl": {"max_pixels": 50 * 1024},
     "phi3_v": {"num_crops": 3},
 }
 

@@ -24,6 +24,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from . import experts
+
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
@@ -127,8 +129,9 @@ CASES: Mapping[str, tuple[Case, ...]] = {
     "phi3": _text_cases("<|user|>\n{}<|end|>\n<|assistant|>\n"),
     "qwen2": _text_cases(_chatml("{}")),
     "qwen3": _text_cases(_chatml("{}")),
+    "qwen3_moe": _text_cases(_chatml("{}")),
 }
-TEXT_FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
+TEXT_FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe")
 
 
 CASES = {**CASES, "qwen2_5_vl": CASES["qwen2_vl"]}
@@ -153,6 +156,7 @@ _FIRST_SEED = {
     "phi3": 10,
     "qwen2": 22,
     "qwen3": 0,
+    "qwen3_moe": 0,
 }
 
 
@@ -1083,13 +1087,14 @@ _TEXT_CONFIGS: Mapping[str, dict[str, Any]] = {
         "use_sliding_window": False,
     },
 }
+_TEXT_CONFIGS = {**_TEXT_CONFIGS, "qwen3_moe": {**_TEXT_CONFIGS["qwen3"], **experts.QWEN3_MOE}}
 _TEXT_TEMPLATES = {
     "llama": "{% for message in messages %}{{ message['role'].upper() + ': ' + message['content'] + ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
     "phi3": PHI_TEMPLATE,
     "qwen2": QWEN_TEMPLATE,
 }
-_TEXT_TEMPLATES |= {"mistral": _TEXT_TEMPLATES["llama"], "qwen3": QWEN_TEMPLATE}
+_TEXT_TEMPLATES |= {"mistral": _TEXT_TEMPLATES["llama"], "qwen3": QWEN_TEMPLATE, "qwen3_moe": QWEN_TEMPLATE}
 
 
 def build_text(folder: str | Path, family: str, *, seed: int = 0, **changes: Any) -> Path:
@@ -1118,7 +1123,12 @@ def _text_weights(config: dict[str, Any], first: int, seed: int) -> _Tensors:
     tied = config["tie_word_embeddings"]
     table = t.normal("model.embed_tokens.weight", vocab, width, std=0.3 if tied else 1.0)
     for index in range(config["num_hidden_layers"]):
-        _text_layer(t, f"model.layers.{index}", config, fused=fused)
+        layer = f"model.layers.{index}"
+        _text_attention(t, layer, config, fused=fused)
+        if experts.has_experts(config, index):
+            experts.separate_experts(t, f"{layer}.mlp", config, config["num_experts"])
+        else:
+            _text_mlp(t, f"{layer}.mlp", config, fused=fused)
     t.norm("model.norm", width)
     if tied:
         _mute(table, never, 0.1)
@@ -1127,8 +1137,8 @@ def _text_weights(config: dict[str, Any], first: int, seed: int) -> _Tensors:
     return t
 
 
-def _text_layer(t: _Tensors, layer: str, config: dict[str, Any], *, fused: bool) -> None:
-    width, mlp, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+def _text_attention(t: _Tensors, layer: str, config: dict[str, Any], *, fused: bool) -> None:
+    width, heads = config["hidden_size"], config["num_attention_heads"]
     head = config.get("head_dim") or width // heads
     out_bias = config.get("attention_bias", False)
     bias = out_bias or config["model_type"] == "qwen2"
@@ -1139,17 +1149,21 @@ def _text_layer(t: _Tensors, layer: str, config: dict[str, Any], *, fused: bool)
     else:
         for name, rows, gain in (("q_proj", q_width, 1.5), ("k_proj", kv_width, 1.5), ("v_proj", kv_width, 1.0)):
             t.linear(f"{layer}.self_attn.{name}", rows, width, gain=gain, bias=bias)
-    if config["model_type"] == "qwen3":
+    if config["model_type"].startswith("qwen3"):
         for name in ("q_norm", "k_norm"):
             t.normal(f"{layer}.self_attn.{name}.weight", head, std=0.3, mean=1.5)
     t.linear(f"{layer}.self_attn.o_proj", width, q_width, gain=2.0, bias=out_bias)
     t.norm(f"{layer}.post_attention_layernorm", width)
+
+
+def _text_mlp(t: _Tensors, mlp: str, config: dict[str, Any], *, fused: bool) -> None:
+    width, inner = config["hidden_size"], config["intermediate_size"]
     if fused:
-        t.linear(f"{layer}.mlp.gate_up_proj", 2 * mlp, width, gain=1.5)
+        t.linear(f"{mlp}.gate_up_proj", 2 * inner, width, gain=1.5)
     else:
-        t.linear(f"{layer}.mlp.gate_proj", mlp, width, gain=1.5)
-        t.linear(f"{layer}.mlp.up_proj", mlp, width, gain=1.5)
-    t.linear(f"{layer}.mlp.down_proj", width, mlp, gain=1.0)
+        t.linear(f"{mlp}.gate_proj", inner, width, gain=1.5)
+        t.linear(f"{mlp}.up_proj", inner, width, gain=1.5)
+    t.linear(f"{mlp}.down_proj", width, inner, gain=1.0)
 
 
 def _text_files(tokenizer: Tokenizer, config: dict[str, Any], ends: list[int]) -> dict[str, dict[str, Any]]:
@@ -1187,3 +1201,8 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     "phi3_v": build_phi3_v,
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
+
+from . import llava_kin, qwen3vl  # noqa: E402 - they build on all of this
+
+CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES}
+BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS}

@@ -20,11 +20,16 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     LlavaNextProcessor,
+    LlavaNextVideoProcessor,
+    LlavaNextVideoVideoProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
 )
 
 from .checkpoints import TEXT_FAMILIES
@@ -34,7 +39,20 @@ Floats = npt.NDArray[np.float32]
 LLAVA_PROCESSORS: dict[str, Any] = {
     "llava": LlavaProcessor,
     "llava_next": LlavaNextProcessor,
+    "llava_next_video": LlavaNextVideoProcessor,
+    "llava_onevision": LlavaOnevisionProcessor,
     "vipllava": LlavaProcessor,
+}
+# What the processors of models that see videos insist on (and what needs torchvision).
+VIDEO_PROCESSORS: dict[str, Any] = {
+    "llava_next_video": LlavaNextVideoVideoProcessor,
+    "llava_onevision": LlavaOnevisionVideoProcessor,
+}
+QWEN_PROCESSORS: dict[str, Any] = {
+    "qwen2_vl": Qwen2VLProcessor,
+    "qwen2_5_vl": Qwen2_5_VLProcessor,
+    "qwen3_vl": Qwen3VLProcessor,
+    "qwen3_vl_moe": Qwen3VLProcessor,
 }
 
 
@@ -79,10 +97,11 @@ def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Fl
 
         return phi3v.image_features(folder, images)
     model, processor = load(folder)
-    batch = processor.image_processor(images=list(images), return_tensors="pt")
+    batch = processor.image_processor(images=_of_one_prompt(folder, images), return_tensors="pt")
     with torch.no_grad():
         output = model.model.get_image_features(**batch, return_dict=True)
-    return [features.numpy() for features in output.pooler_output]
+    levels: list[Any] = getattr(output, "deepstack_features", None) or []
+    return [np.concatenate([part.numpy() for part in parts], axis=1) for parts in zip(output.pooler_output, *levels)]
 
 
 def pixels(folder: str | Path, images: Sequence[Image.Image]) -> dict[str, npt.NDArray[Any]]:
@@ -130,14 +149,20 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
     if model_type(folder) in LLAVA_PROCESSORS:
         settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
         settings.pop("processor_class")
+        if model_type(folder) in VIDEO_PROCESSORS:
+            settings["video_processor"] = VIDEO_PROCESSORS[model_type(folder)]()
         made = LLAVA_PROCESSORS[model_type(folder)]
         processor = made(image_processor=image_processor, tokenizer=tokenizer, **settings)
     else:
         video_processor = Qwen2VLVideoProcessor()  # unused, but the processor insists on one (it needs torchvision)
-        kind = Qwen2_5_VLProcessor if model_type(folder) == "qwen2_5_vl" else Qwen2VLProcessor
-        processor = kind(image_processor, tokenizer, video_processor)
+        processor = QWEN_PROCESSORS[model_type(folder)](image_processor, tokenizer, video_processor)
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval(), processor
+
+
+def _of_one_prompt(folder: str | Path, images: Sequence[Image.Image]) -> list[Any]:
+    """LLaVA-OneVision shows several pictures of one prompt otherwise than one, and knows by a list in the list."""
+    return [list(images)] if model_type(folder) == "llava_onevision" else list(images)
 
 
 def _inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
@@ -156,7 +181,7 @@ def _transformers_reference(
     if clips:
         inputs = video_inputs(Path(folder), processor, model.config, prompt, images, clips)
     else:
-        inputs = _inputs(processor, prompt, images)
+        inputs = _inputs(processor, prompt, _of_one_prompt(folder, images) if images else [])
     if model_type(folder) in LLAVA_PROCESSORS:
         inputs.pop("mm_token_type_ids", None)
     token_ids: list[int] = inputs["input_ids"][0].tolist()

@@ -36,6 +36,8 @@ VARIANTS: dict[str, tuple[str, dict[str, int | str]]] = {
     "qwen2_vl": ("qwen2_vl", {}),
     "qwen2_5_vl": ("qwen2_5_vl", {}),
     "qwen2_5_vl-nested": ("qwen2_5_vl", {"nested": 1}),
+    "qwen3_vl": ("qwen3_vl", {}),
+    "qwen3_vl_moe": ("qwen3_vl_moe", {}),
     "phi3_v": ("phi3_v", {}),
     "phi3_v-switch-32": ("phi3_v", {"original_max_position": 32}),
 }
@@ -246,11 +248,16 @@ def test_image_features_are_what_the_model_inserts(folders: dict[str, Path], var
     ids = torch.tensor(answer.token_ids)
     with torch.no_grad():
         embeds = model.get_input_embeddings()(ids).clone()
-        rows = [torch.from_numpy(rows) for rows in image_features(folder, case.images())]
-        embeds[ids == model.config.image_token_id] = torch.cat(rows)
+        made = torch.from_numpy(np.concatenate(image_features(folder, case.images())))
+        rows, *levels = made.split(embeds.shape[1], dim=1)
+        seen = ids == model.config.image_token_id
+        embeds[seen] = rows
+        deepstack = {"visual_pos_masks": seen[None], "deepstack_visual_embeds": levels} if levels else {}
         where = positions(folder, case.prompt, case.images()) if variant.startswith("qwen") else np.arange(len(ids))
         place = torch.from_numpy(where).unsqueeze(-2)
-        logits = model(inputs_embeds=embeds[None], position_ids=place, use_cache=False).logits[0]
+        decoder = model.model.language_model
+        hidden = decoder(inputs_embeds=embeds[None], position_ids=place, use_cache=False, **deepstack)
+        logits = model.lm_head(hidden.last_hidden_state)[0]
     np.testing.assert_allclose(logits.numpy(), answer.logits, atol=1e-5)
 
 

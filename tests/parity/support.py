@@ -58,10 +58,19 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llava_next": ("llava_next", {}),
     "llava_next-mistral": ("llava_next", {"text": "mistral"}),
     "llava_next-qwen2": ("llava_next", {"text": "qwen2"}),
+    "llava_next_video": ("llava_next_video", {}),
+    "llava_onevision": ("llava_onevision", {}),
+    "llava_onevision-tied": ("llava_onevision", {"tied": True}),
+    "llava_siglip": ("llava_siglip", {}),
+    "llava_siglip-phi3": ("llava_siglip", {"text": "phi3"}),
+    "llava_siglip-qwen3": ("llava_siglip", {"text": "qwen3"}),
     "vipllava": ("vipllava", {}),
     "qwen2_vl": ("qwen2_vl", {}),
     "qwen2_5_vl": ("qwen2_5_vl", {}),
     "qwen2_5_vl-nested": ("qwen2_5_vl", {"nested": 1}),
+    "qwen3_vl": ("qwen3_vl", {}),
+    "qwen3_vl-untied": ("qwen3_vl", {"tied": False, "deepstack": (1,)}),
+    "qwen3_vl_moe": ("qwen3_vl_moe", {}),
     "phi3_v": ("phi3_v", {}),
     "phi3_v-switch-32": ("phi3_v", {"original_max_position": 32}),
     "llama": ("llama", {}),
@@ -77,12 +86,14 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen2-untied": ("qwen2", {"tie_word_embeddings": False, "num_key_value_heads": 4, "num_hidden_layers": 2}),
     "qwen3": ("qwen3", {}),
+    "qwen3_moe": ("qwen3_moe", {}),
+    "qwen3_moe-mixed": ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 2, "tie_word_embeddings": False}),
     "qwen3-biased": ("qwen3", {"attention_bias": True, "head_dim": 16, "tie_word_embeddings": False}),
 }
 # The first of each shape runs in every test of the engine, all of them where families differ.
-FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "phi3_v")
-EVERY_FAMILY = (*FAMILIES, "llava_next", "vipllava")
-QWEN = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
+EVERY_FAMILY = (*FAMILIES, "llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
 EVERY_CASE += [(variant, case) for variant in (*QWEN, "qwen2_5_vl-nested") for case in VIDEO_CASES]
 _KV_BYTES = {"phi3_v": 48 * MIB, "phi3": 48 * MIB}

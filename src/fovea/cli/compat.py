@@ -26,7 +26,6 @@ IGNORED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "distributed-executor-backend": ("mp", "uni"),
         "tokenizer-mode": ("auto", "hf"),
         "config-format": ("auto", "hf"),
-        "model-impl": ("auto",),
         "runner": ("auto", "generate"),
         "convert": ("auto", "none"),
         "kv-cache-dtype": ("auto",),

@@ -48,7 +48,16 @@ SAMPLING_HELP: Mapping[str, str] = MappingProxyType(
 SERVER_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "model": (
-            *("model", "tokenizer", "revision", "download_dir", "trust_remote_code", "load_format", "task"),
+            *(
+                "model",
+                "tokenizer",
+                "revision",
+                "download_dir",
+                "trust_remote_code",
+                "load_format",
+                "model_impl",
+                "task",
+            ),
             *("served_model_name", "chat_template", "max_model_len", "seed"),
         ),
         "memory and speed": (

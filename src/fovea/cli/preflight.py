@@ -106,7 +106,7 @@ def check_model(config: ServerConfig) -> None:
     from fovea.prompt.template import ChatTemplate
 
     folder = find_model(config.model, replace(config, load_format="dummy"))
-    load_family(folder).check_options(config.mm_processor_kwargs)
+    load_family(folder, config.model_impl).check_options(config.mm_processor_kwargs)
     if config.load_format != "dummy" and _is_local(config) and not _any(folder, "*.safetensors"):
         raise ModelError(f"{folder} has no *.safetensors file: it holds no weights that Fovea reads.")
     if ChatTemplate.load(folder, config.chat_template).source is None:

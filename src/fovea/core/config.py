@@ -16,11 +16,13 @@ GIB = 1024**3
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 LoadFormat = Literal["auto", "safetensors", "dummy"]
+ModelImpl = Literal["auto", "fused", "generic", "compatible"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
     "load_format": ("auto", "safetensors", "dummy"),
+    "model_impl": ("auto", "fused", "generic", "compatible"),
     "task": ("generate",),
     "log_format": ("auto", "human", "json"),
     "log_level": ("debug", "info", "warning", "error"),
@@ -46,6 +48,11 @@ class EngineConfig:
         False, "Accepted for compatibility. The supported models never need their remote code and it is never run."
     )
     load_format: LoadFormat = option("auto", "auto and safetensors read safetensors; dummy fills random weights.")
+    model_impl: ModelImpl = option(
+        "auto",
+        "Who runs the model: fused (Fovea's own modules), generic (transformers' modules over Fovea's KV cache), "
+        "compatible (transformers with its own caches); auto: the first of these that can.",
+    )
     task: Literal["generate"] = option("generate", "Only generate.")
 
     dtype: Dtype = option(

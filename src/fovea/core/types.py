@@ -14,9 +14,11 @@ RequestOutput   pipeline                the user
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -44,9 +46,10 @@ class Box:
 class ImagePlan:
     """What happens to a picture of a known size, worked out from integers alone, before any pixel is touched.
 
-    The steps in order: transpose, resize, crop, pad, transpose back. `canvas_*_px` is the size that results, `grid` the
-    (time, height, width) of the patch grid the tower sees, `num_patches` what it costs the tower, `num_tokens` how many
-    rows of embeddings come of it: what it costs the prompt, unless tokens of text stand between them.
+    The steps in order: border (margins of one colour), transpose, resize, crop, pad, transpose back. `canvas_*_px` is
+    the size that results, `grid` the (time, height, width) of the patch grid the tower sees, `num_patches` what it
+    costs the tower, `num_tokens` how many rows of embeddings come of it: what it costs the prompt, unless tokens of
+    text stand between them.
 
     `view` is the plan of a second canvas of the same picture, no wider than the first: it stands below the first at its
     left edge, and beside it is black. `canvas_*_px` does not count it; `num_patches` and `num_tokens` do.
@@ -72,6 +75,8 @@ class ImagePlan:
     frames: int = 0
     slots: int = 0
     step_s: float = 0.0
+    border: Box | None = None
+    border_value: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,8 @@ class MediaItem:
     """One picture, or one video, as the engine takes it: pixels for the tower, or embeddings that skip it.
 
     Pixels are a finished `canvas`, or the upright picture (`pixels`) with the `plan` that the device carries out; the
-    canvas is the same to the bit.
+    canvas is the same to the bit. Where transformers runs the model, one item stands for all pictures of a request, and
+    `arrays` are what the model's own processor made of the whole prompt.
 
     `key` is the identity used by every cache: it covers the pixels and everything that changes what the tower makes of
     them, and the tenant's salt.
@@ -149,6 +155,7 @@ class MediaItem:
     embeds: NDArray[np.float32] | None = None  # [rows, hidden]: of the span's tokens that are not text
     pixels: NDArray[np.uint8] | None = None  # [height, width, 3]
     plan: ImagePlan | None = None
+    arrays: Mapping[str, NDArray[Any]] | None = None
     ids: tuple[int, ...] | None = None  # [num_tokens]
 
 
@@ -166,7 +173,8 @@ class MediaSpan:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """A request in integers and pixels. `spans[i]` is where `media[i]` goes."""
+    """A request in integers and pixels. `spans[i]` is where `media[i]` goes. Inside one of `open_spans` all tokens see
+    each other, later ones too; they are in order and don't overlap."""
 
     request_id: str
     token_ids: tuple[int, ...]
@@ -178,6 +186,7 @@ class EngineRequest:
     position_delta: int = 0  # position of token i after the prompt = i + delta
     bad_words: tuple[tuple[int, ...], ...] = ()
     salt: bytes = b""
+    open_spans: tuple[MediaSpan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ def check_request(request: EngineRequest, plan: MemoryPlan, vocab_size: int, sch
             f"The prompt has {len(request.token_ids)} tokens; max_model_len is {plan.max_model_len}, answer "
             "included. Shorten it, lower the pictures' pixels, or raise max_model_len."
         )
+    check_open_spans(request, scheduler)
     capacity_bytes = scheduler.encoder_cache.capacity_bytes
     for i, (span, item) in enumerate(zip(request.spans, request.media, strict=True)):
         _check_text(request, span, item)
@@ -42,3 +43,25 @@ def _check_text(request: EngineRequest, span: MediaSpan, item: MediaItem) -> Non
     there = request.token_ids[span.start : span.end]
     if len(item.ids) != len(there) or any(a not in (ROW, b) for a, b in zip(item.ids, there, strict=True)):
         raise RequestFailedError("A picture's tokens are not those of the prompt.")
+
+
+def check_open_spans(request: EngineRequest, scheduler: Scheduler) -> None:
+    """What sees each other is computed in one step: its tokens, and all its pictures' rows at once."""
+    budgets, end = scheduler.budgets, 0
+    for whole in request.open_spans:
+        if not end <= whole.start < whole.end <= len(request.token_ids):
+            raise PromptError("The prompt's open spans overlap, are out of order, or lie outside of it.")
+        end = whole.end
+        if whole.length > budgets.max_num_batched_tokens:
+            raise PromptTooLongError(
+                f"{whole.length} tokens of the prompt see each other and must be computed at once; "
+                f"max_num_batched_tokens is {budgets.max_num_batched_tokens}. Shorten the prompt or raise it."
+            )
+        pairs = zip(request.spans, request.media, strict=True)
+        inside = {item.key: item for span, item in pairs if span.start < whole.end and whole.start < span.end}
+        needed_bytes = budgets.embedding_bytes * sum(i.num_tokens for i in inside.values() if i.embeds is None)
+        if needed_bytes > scheduler.encoder_cache.capacity_bytes:
+            raise MediaLimitError(
+                f"Pictures that are needed at once make {needed_bytes} bytes of embeddings; encoder_cache_bytes is "
+                f"{scheduler.encoder_cache.capacity_bytes}. Send fewer or smaller ones, or raise it."
+            )

@@ -14,7 +14,7 @@ from fovea.core.types import ROW
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.scheduler import Chunk
 from fovea.kernels.batch import AttentionBatch
-from fovea.models.decoder import Rope
+from fovea.models.decoder import Rotary
 
 ALIGNED = 16  # numbers of 8 bytes
 
@@ -28,7 +28,7 @@ class ForwardBatch:
 
 def build_batch(
     chunks: list[Chunk],
-    rope: Rope,
+    rope: Rotary,
     block_size: int,
     device: torch.device,
     *,
@@ -69,13 +69,18 @@ def build_batch(
         sin=sin,
         query_starts=query_starts,
         arrivals=arrivals,
+        positions=positions,
+        open_spans=_open_spans(chunks),
     )
     return ForwardBatch(token_ids, attention, logit_rows)
 
 
-def insert_embeddings(x: Tensor, chunks: list[Chunk], cache: EncoderCache[Tensor]) -> None:
-    """Write pictures' rows over the embeddings [T, hidden] of their placeholder tokens, in place."""
-    first = 0
+def insert_embeddings(x: Tensor, chunks: list[Chunk], cache: EncoderCache[Tensor]) -> Tensor | None:
+    """Write pictures' rows over the embeddings [T, hidden] of their placeholder tokens, in place.
+
+    Returns what deepstack adds behind the first layers [levels, T, hidden]; None where no row has more than embeddings.
+    """
+    first, added = 0, None
     for chunk in chunks:
         request = chunk.sequence.request
         for span, item in zip(request.spans, request.media, strict=True):
@@ -87,8 +92,15 @@ def insert_embeddings(x: Tensor, chunks: list[Chunk], cache: EncoderCache[Tensor
                 _insert_between(into, item.embeds, item.ids, start - span.start)
                 continue
             rows = cache.get(item.key) if item.embeds is None else torch.from_numpy(item.embeds)
-            into[:] = rows[start - span.start : end - span.start].to(x)
+            part = rows[start - span.start : end - span.start].to(x)
+            if part.shape[1] != x.shape[1]:
+                place = first + start - chunk.start
+                part, *levels = part.split(x.shape[1], dim=1)
+                added = x.new_zeros(len(levels), *x.shape) if added is None else added
+                added[:, place : place + end - start] = torch.stack(levels)
+            into[:] = part
         first += chunk.num_tokens
+    return added
 
 
 def _insert_between(into: Tensor, embeds: NDArray[np.float32], ids: Sequence[int], start: int) -> None:
@@ -160,6 +172,17 @@ def _block_tables(chunks: list[Chunk], idle_block: int) -> np.ndarray:
     for i, chunk in enumerate(chunks):
         tables[i, : len(chunk.sequence.blocks)] = chunk.sequence.blocks
     return tables
+
+
+def _open_spans(chunks: list[Chunk]) -> list[tuple[tuple[int, int], ...]] | None:
+    """See AttentionBatch."""
+    if not any(chunk.sequence.request.open_spans for chunk in chunks):
+        return None
+    found = []
+    for chunk in chunks:
+        spans = chunk.sequence.request.open_spans
+        found.append(tuple((s.start, s.end) for s in spans if s.start < chunk.end and chunk.start < s.end))
+    return found if any(found) else None
 
 
 def _decode_mask(kv_lens: list[int], block_size: int) -> Tensor | None:

@@ -12,13 +12,18 @@ from fovea.core.config import EngineConfig
 from fovea.core.errors import InvalidOptionError, ModelError
 from fovea.core.log import logger
 from fovea.engine.blocks import BlockPool
+from fovea.engine.compatible import CompatibleRunner
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.loop import Engine
 from fovea.engine.memory import Machine, MemoryPlan, plan_memory
-from fovea.engine.runner import Runner
+from fovea.engine.runner import Runner, StepRunner
 from fovea.engine.scheduler import Budgets, Scheduler
 from fovea.engine.warm_up import warm_up
 from fovea.families.base import Family
+from fovea.families.bridged import Bridged
+from fovea.models.bridged import BridgedModel, load_module
+from fovea.models.bridged import count_parameters as count_bridged
+from fovea.models.generic import GenericModel
 from fovea.models.packed import pack_linears
 from fovea.models.vlm import VLM
 from fovea.models.weights import build_empty, checkpoint_files, fill_dummy, load_weights
@@ -69,6 +74,8 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
         )
     if config.load_format != "dummy":
         checkpoint_files(folder)  # refuse an incomplete folder before memory is taken for its weights
+    if isinstance(family, Bridged):
+        return _build_bridged(blueprint, config, family, folder)
     model = build_empty(family.spec, dtype, blueprint.device)
     if config.load_format == "dummy":
         fill_dummy(model, config.seed)
@@ -77,15 +84,7 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
     if blueprint.device.type == "cpu":
         pack_linears(model, dtype)
     encoder_cache: EncoderCache[torch.Tensor] = EncoderCache(plan.encoder_cache_bytes)
-    budgets = Budgets(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_num_batched_patches=config.max_num_batched_patches,
-        block_size=config.block_size,
-        embedding_bytes=family.spec.decoder.hidden_size * dtype.itemsize,
-    )
-    pool = BlockPool(plan.num_blocks, enable_caching=config.enable_prefix_caching)
-    scheduler = Scheduler(budgets, pool, encoder_cache, family.spec.decoder.rope)
+    scheduler = _make_scheduler(blueprint, config, family, encoder_cache, enable_caching=config.enable_prefix_caching)
     use_graphs = blueprint.device.type == "cuda" and not config.enforce_eager
     runner = Runner(model, plan, encoder_cache, max_num_seqs=config.max_num_seqs, use_graphs=use_graphs)
     overlap = config.overlap_scheduling
@@ -95,6 +94,45 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
     if blueprint.device.type == "cuda":
         warm_up(engine, runner, family, config)
     return engine
+
+
+def _build_bridged(blueprint: Blueprint, config: EngineConfig, family: Bridged, folder: Path) -> Engine:
+    """An engine around transformers' own model."""
+    logger.info("%s takes the %s path: transformers runs it, see docs/models.md", family.name, family.path)
+    plan, is_generic = blueprint.memory, family.path == "generic"
+    dummy_seed = config.seed if config.load_format == "dummy" else None
+    module = load_module(family, folder, blueprint.dtype, blueprint.device, dummy_seed=dummy_seed)
+    cache: EncoderCache[torch.Tensor] = EncoderCache(plan.encoder_cache_bytes)
+    runner: StepRunner
+    if is_generic:
+        model = GenericModel(module, family.spec, family.image_token_id)
+        if blueprint.device.type == "cpu":
+            pack_linears(module.get_decoder(), blueprint.dtype)
+        runner = Runner(model, plan, cache, max_num_seqs=config.max_num_seqs, use_graphs=False)
+    else:
+        runner = CompatibleRunner(BridgedModel(module, family.spec), plan)
+    enable_caching = config.enable_prefix_caching and is_generic
+    scheduler = _make_scheduler(blueprint, config, family, cache, enable_caching=enable_caching)
+    return Engine(runner, scheduler, cache, plan, config.seed)
+
+
+def _make_scheduler(
+    blueprint: Blueprint,
+    config: EngineConfig,
+    family: Family,
+    encoder_cache: EncoderCache[torch.Tensor],
+    *,
+    enable_caching: bool,
+) -> Scheduler:
+    budgets = Budgets(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_patches=config.max_num_batched_patches,
+        block_size=config.block_size,
+        embedding_bytes=family.spec.row_width * blueprint.dtype.itemsize,
+    )
+    pool = BlockPool(blueprint.memory.num_blocks, enable_caching=enable_caching)
+    return Scheduler(budgets, pool, encoder_cache, family.spec.decoder.rope)
 
 
 def media_threads(config: EngineConfig) -> int:
@@ -125,6 +163,8 @@ def choose_dtype(
 
 
 def count_parameters(family: Family) -> int:
+    if isinstance(family, Bridged):
+        return count_bridged(family)
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in VLM(family.spec).parameters())
 

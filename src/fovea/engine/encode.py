@@ -5,12 +5,12 @@ from __future__ import annotations
 from fovea.core.errors import RequestError, RequestFailedError
 from fovea.core.types import MediaItem
 from fovea.engine.failures import Trouble, free_memory, judge, out_of_memory
-from fovea.engine.runner import Runner
+from fovea.engine.runner import StepRunner
 from fovea.engine.stats import EngineStats
 
 
 def encode_pictures(
-    items: list[MediaItem], runner: Runner, stats: EngineStats
+    items: list[MediaItem], runner: StepRunner, stats: EngineStats
 ) -> tuple[float, dict[bytes, RequestError]]:
     """Seconds, and why some can't be encoded, by their keys. Raises EngineBrokenError if the device is lost."""
     trouble: Trouble | None = None
@@ -25,7 +25,7 @@ def encode_pictures(
     return elapsed_s, {}
 
 
-def _encode_singly(items: list[MediaItem], runner: Runner, stats: EngineStats) -> dict[bytes, RequestError]:
+def _encode_singly(items: list[MediaItem], runner: StepRunner, stats: EngineStats) -> dict[bytes, RequestError]:
     broken: dict[bytes, RequestError] = {}
     free_memory()
     for item in items:

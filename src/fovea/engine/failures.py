@@ -12,7 +12,7 @@ import torch
 
 from fovea.core.errors import FoveaError, RequestError, RequestFailedError, UnavailableError
 from fovea.core.log import logger
-from fovea.engine.scheduler import Chunk
+from fovea.engine.scheduler import Chunk, whole_spans
 
 MIN_TOKENS_TO_SPLIT = 32
 Trouble = Literal["request", "memory", "device"]
@@ -80,7 +80,9 @@ def divide(chunks: list[Chunk], trouble: Trouble) -> list[list[Chunk]]:
     [chunk] = chunks
     if chunk.num_tokens < MIN_TOKENS_TO_SPLIT:
         return []
-    half = (chunk.start + chunk.end) // 2
+    half = whole_spans(chunk.sequence.request.open_spans, chunk.start, (chunk.start + chunk.end) // 2, chunk.end)
+    if not chunk.start < half < chunk.end:
+        return []
     return [
         [Chunk(chunk.sequence, chunk.start, half, samples=False)],
         [Chunk(chunk.sequence, half, chunk.end, samples=chunk.samples)],

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -33,12 +34,11 @@ from fovea.engine.failures import (
     out_of_memory,
 )
 from fovea.engine.memory import MemoryPlan
-from fovea.engine.runner import Launched, Runner, StepResult
+from fovea.engine.runner import Launched, StepResult, StepRunner
 from fovea.engine.sampler import NOT_FINITE, make_generator, needs_output, skip_draws
 from fovea.engine.scheduler import Chunk, Scheduler, SchedulerStats
 from fovea.engine.sequence import Sequence
 from fovea.engine.stats import EngineStats, counters
-from fovea.models.vlm import VLM
 
 Forward = Callable[[list[Chunk]], Launched]
 
@@ -65,7 +65,7 @@ class _Flight:
 class Engine:
     def __init__(
         self,
-        runner: Runner,
+        runner: StepRunner,
         scheduler: Scheduler,
         encoder_cache: EncoderCache[Tensor],
         plan: MemoryPlan,
@@ -87,7 +87,8 @@ class Engine:
         self._forward: Forward = runner.forward
 
     @property
-    def model(self) -> VLM:
+    def model(self) -> Any:
+        """A VLM, or a BridgedModel."""
         return self._runner.model
 
     def add(self, request: EngineRequest) -> None:

@@ -17,6 +17,7 @@ CPU_ENCODER_BYTES, GPU_ENCODER_SHARE = 256 * MIB, 0.02
 GPU_RESERVE_BYTES = 768 * MIB  # library handles and workspaces, allocator slack
 DRAW_CHUNK_ELEMENTS = 8 * 1024**2  # the sampler draws in chunks of this many logits
 DRAW_ELEMENT_BYTES = 32  # what a draw holds for each value of a chunk
+DENSE_ROWS = 256  # of models/moe.py, FEW_TOKENS
 LOGIT_ROWS_AT_ONCE = 256  # prompt log-probabilities are computed in slices of this many rows
 
 
@@ -103,8 +104,8 @@ def workspace_bytes(spec: ModelSpec, config: EngineConfig, element_bytes: int, m
     """An upper bound of what a step holds beside weights and caches: decoder, logits and tower at their widest."""
     decoder, tower = spec.decoder, spec.tower
     heads = decoder.num_heads + 2 * decoder.num_kv_heads
-    row = 4 * decoder.hidden_size + 3 * heads * decoder.head_dim + 3 * decoder.intermediate_size
-    step = config.max_num_batched_tokens * row * element_bytes
+    row = 3 * decoder.hidden_size + spec.row_width + 3 * heads * decoder.head_dim + 3 * decoder.intermediate_size
+    step = (config.max_num_batched_tokens * row + _expert_values(spec, config)) * element_bytes
     values = max(config.max_num_seqs, LOGIT_ROWS_AT_ONCE) * decoder.vocab_size
     logits = values * 4 * 3 + min(values, DRAW_CHUNK_ELEMENTS) * DRAW_ELEMENT_BYTES
     kept_rows = 2 * len(tower.feature_layers)  # each feature layer, and all of them joined
@@ -113,6 +114,16 @@ def workspace_bytes(spec: ModelSpec, config: EngineConfig, element_bytes: int, m
     pixels = 3 * tower.patch_values * 4
     patches = max_patches * (patch_row * element_bytes + pixels)
     return step + logits + patches
+
+
+def _expert_values(spec: ModelSpec, config: EngineConfig) -> int:
+    """What a mixture of experts holds at once in either of its ways (models/moe.py)."""
+    moe, most = spec.decoder.moe, config.max_num_batched_tokens
+    if moe is None:
+        return 0
+    sorted_rows = most * moe.top_k * (3 * spec.decoder.hidden_size + 3 * moe.width)
+    all_rows = min(most, DENSE_ROWS) * moe.num_experts * (2 * spec.decoder.hidden_size + 3 * moe.width)
+    return max(sorted_rows, all_rows) + most * 3 * moe.shared_width
 
 
 def _wanted_len(spec: ModelSpec, config: EngineConfig) -> int:
@@ -134,7 +145,7 @@ def _encoder_bytes(spec: ModelSpec, config: EngineConfig, machine: Machine, most
     """Room for the embeddings of at least the largest picture."""
     if not spec.takes_pictures:
         return 0
-    least = most_rows * spec.decoder.hidden_size * element_bytes
+    least = most_rows * spec.row_width * element_bytes
     if config.encoder_cache_bytes is not None:
         return max(config.encoder_cache_bytes, least)
     usual = CPU_ENCODER_BYTES if machine.device == "cpu" else int(machine.total_bytes * GPU_ENCODER_SHARE)

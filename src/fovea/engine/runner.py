@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from fovea.engine.sampler import NOT_FINITE, Sampled, SamplingRow, choose, is_pl
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from fovea.models.decoder import KVPages
+from fovea.models.generic import GenericModel
 from fovea.models.vlm import VLM
 
 
@@ -60,19 +62,41 @@ class Launched:
         return StepResult(sampled.token_ids, sampled.logprobs, broken)
 
 
+class StepRunner(Protocol):
+    """What the engine needs of whatever runs a model."""
+
+    model: Any  # a VLM, or a BridgedModel
+    vocab_size: int
+    num_graph_steps: int
+    num_eager_decodes: int
+    num_late_kernels: int
+
+    def encode(self, items: list[MediaItem]) -> float: ...
+    def clear(self, blocks: list[int]) -> None: ...
+    def forward(self, chunks: list[Chunk]) -> Launched: ...
+    def is_sound(self) -> bool: ...
+
+
 class Runner:
     """`num_eager_decodes` counts decode steps that ran without a graph although there are graphs, `num_late_kernels`
     kernels that were compiled after the start."""
 
     def __init__(
-        self, model: VLM, plan: MemoryPlan, encoder_cache: EncoderCache[Tensor], *, max_num_seqs: int, use_graphs: bool
+        self,
+        model: VLM | GenericModel,
+        plan: MemoryPlan,
+        encoder_cache: EncoderCache[Tensor],
+        *,
+        max_num_seqs: int,
+        use_graphs: bool,
     ) -> None:
-        self.model = model
+        self.model: Any = model
         self.num_graph_steps = 0
         self.num_eager_decodes = 0
         self.num_late_kernels = 0
         self._encoder_cache = encoder_cache
-        model.patches_at_once = plan.max_picture_patches
+        if isinstance(model, VLM):
+            model.patches_at_once = plan.max_picture_patches
         self.vocab_size = model.spec.decoder.vocab_size
         self._block_size = plan.block_size
         self._idle_block = plan.num_blocks  # nobody's: no sequence writes there
@@ -83,8 +107,9 @@ class Runner:
         self._last = torch.zeros(max_num_seqs, dtype=torch.int64, device=model.device)
         self._graphs: DecodeGraphs | None = None
         if use_graphs:
+            assert isinstance(model, VLM)
             with torch.inference_mode():
-                self._graphs = DecodeGraphs(model, self._rope, self._pages, self._last, plan)
+                self._graphs = DecodeGraphs(model, model.make_rope(), self._pages, self._last, plan)
 
     @torch.inference_mode()
     def rehearse_decode(self) -> None:
@@ -143,7 +168,7 @@ class Runner:
         logits, likeliest = self._replay(chunks) if self._is_decode(chunks) else self._eager(chunks)
         if likeliest is not None and all(chunk.sequence.is_plain for chunk in chunks):
             return self._launched(None, likeliest)  # the graph has noted them as the last
-        rows = [_sampling_row(chunk.sequence) for chunk in chunks if chunk.samples]
+        rows = [sampling_row(chunk.sequence) for chunk in chunks if chunk.samples]
         if any(row.params.logprobs is not None for row in rows):
             sampled = sample(logits, rows)
             self._last[: len(rows)] = torch.tensor(sampled.token_ids)
@@ -193,8 +218,8 @@ class Runner:
         decoder = self.model.decoder
         batch = build_batch(chunks, self._rope, self._block_size, self.model.device, idle_block=self._idle_block)
         x = decoder.embed(fill_in(batch.token_ids, self._last))
-        insert_embeddings(x, chunks, self._encoder_cache)
-        hidden = decoder(x, self._pages, batch.attention)
+        deepstack = insert_embeddings(x, chunks, self._encoder_cache)
+        hidden = decoder(x, self._pages, batch.attention, deepstack)
         self._score_prompts(hidden, chunks)
         return decoder.logits(hidden[batch.logit_rows]), None
 
@@ -221,7 +246,7 @@ def _to_host(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
-def _sampling_row(sequence: Sequence) -> SamplingRow:
+def sampling_row(sequence: Sequence) -> SamplingRow:
     """Made once for a sequence: it refers to the list that grows."""
     if sequence.sampling_row is None:
         sequence.sampling_row = SamplingRow(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fovea.core.types import MediaItem
+from fovea.core.types import MediaItem, MediaSpan
 from fovea.engine.blocks import BlockPool
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.sequence import Sequence
@@ -166,7 +166,7 @@ class Scheduler:
         self._follow_regime(sequence)
         end = min(sequence.num_tokens, sequence.num_computed + tokens_left)
         if sequence.num_computed < sequence.num_prompt_tokens:
-            end = self._secure_media(sequence, end, patches, plan)
+            end = self._secure_prompt(sequence, end, tokens_left, patches, plan)
         if end == sequence.num_computed:
             return 0
         while not self._secure_blocks(sequence, end):
@@ -187,7 +187,7 @@ class Scheduler:
         sequence.blocks = cached
         sequence.num_computed = len(cached) * self.budgets.block_size
         end = min(sequence.num_tokens, sequence.num_computed + tokens_left)
-        end = self._secure_media(sequence, end, patches, plan)
+        end = self._secure_prompt(sequence, end, tokens_left, patches, plan)
         if end == sequence.num_computed or not self._secure_blocks(sequence, end):
             self._give_back(sequence)
             return 0
@@ -268,6 +268,19 @@ class Scheduler:
         self._give_back(sequence)
         sequence.change_regime(regime)
 
+    def _secure_prompt(
+        self, sequence: Sequence, end: int, tokens_left: int, patches: _PatchBudget, plan: StepPlan
+    ) -> int:
+        """_secure_media for an end that no open span crosses. num_computed: none of this prompt can run now."""
+        start, spans = sequence.num_computed, sequence.request.open_spans
+        if not spans:
+            return self._secure_media(sequence, end, patches, plan)
+        end = whole_spans(spans, start, end, start + tokens_left)
+        if end == start:
+            return end
+        end = self._secure_media(sequence, end, patches, plan)
+        return whole_spans(spans, start, end, end)
+
     def _secure_media(self, sequence: Sequence, end: int, patches: _PatchBudget, plan: StepPlan) -> int:
         """Hold or plan the embeddings that [num_computed, end) needs; returns a smaller end where one must wait."""
         for i, (span, item) in enumerate(zip(sequence.request.spans, sequence.request.media, strict=True)):
@@ -298,6 +311,16 @@ class Scheduler:
         for i in [i for i in sequence.held_media if sequence.request.spans[i].end <= computed]:
             self.encoder_cache.release(sequence.request.media[i].key)
             sequence.held_media.discard(i)
+
+
+def whole_spans(spans: tuple[MediaSpan, ...], start: int, end: int, most: int) -> int:
+    """An end as near as can be to `end`, inside no open span and at most `most`; `start` if there is none behind it."""
+    crossed = next((span for span in spans if span.start < end < span.end), None)
+    if crossed is None:
+        return end
+    if crossed.start > start:
+        return crossed.start
+    return crossed.end if crossed.end <= most else start
 
 
 def most_blocks_ahead(sequences: list[Sequence], ahead_tokens: int, block_size: int) -> float:

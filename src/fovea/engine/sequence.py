@@ -78,6 +78,7 @@ class Sequence:
         self.is_running = False
         self.blocks: list[int] = []
         self.hashes: list[bytes] = []
+        self._open_digests: dict[int, bytes] = {}
         self.held_media: set[int] = set()
         self.media_hits = [item.embeds is None for item in request.media]  # until the tower has to run for one
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
@@ -120,7 +121,7 @@ class Sequence:
         """A chained hash for each full block of tokens, extended as tokens arrive.
 
         It covers everything a block's keys depend on: all tokens up to its end, the identity and offset of every
-        picture in it, the rotary regime and the tenant's salt.
+        picture in it, all of an open span it has a part of, the rotary regime and the tenant's salt.
         """
         while (len(self.hashes) + 1) * block_size <= self.num_tokens - self.num_pending:
             start = len(self.hashes) * block_size
@@ -134,7 +135,23 @@ class Sequence:
         for span, item in zip(self.request.spans, self.request.media, strict=True):
             if span.start < end and start < span.end:
                 digest.update(item.key + (start - span.start).to_bytes(8, "little", signed=True))
+        for number, span in enumerate(self.request.open_spans):
+            if span.start < end and start < span.end:
+                digest.update(b"open" + (start - span.start).to_bytes(8, "little", signed=True))
+                digest.update(self._open_digest(number))
         return digest.digest()
+
+    def _open_digest(self, number: int) -> bytes:
+        """The identity of a whole open span: all its tokens see each other, so keys of its first depend on its last."""
+        known = self._open_digests.get(number)
+        if known is None:
+            whole = self.request.open_spans[number]
+            digest = hashlib.sha256(np.asarray(self.token_ids[whole.start : whole.end], np.int64).tobytes())
+            for span, item in zip(self.request.spans, self.request.media, strict=True):
+                if span.start < whole.end and whole.start < span.end:
+                    digest.update(item.key + (whole.start - span.start).to_bytes(8, "little", signed=True))
+            known = self._open_digests[number] = digest.digest()
+        return known
 
     def _root_hash(self) -> bytes:
         salt = self.request.salt

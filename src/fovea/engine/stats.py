@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fovea.engine.encoder_cache import EncoderCache
-from fovea.engine.runner import Runner
+from fovea.engine.runner import StepRunner
 from fovea.engine.scheduler import Scheduler
 
 
@@ -25,7 +25,9 @@ class EngineStats:
     num_idle_repairs: int = 0
 
 
-def counters(stats: EngineStats, scheduler: Scheduler, cache: EncoderCache[Any], runner: Runner) -> dict[str, float]:
+def counters(
+    stats: EngineStats, scheduler: Scheduler, cache: EncoderCache[Any], runner: StepRunner
+) -> dict[str, float]:
     """What was done since the start, and how full things are now, by name."""
     return {
         **asdict(stats),

@@ -68,6 +68,7 @@ def _request(engine: Engine, family: Family, config: EngineConfig) -> EngineRequ
         media=(item,),
         positions=positions,
         position_delta=delta,
+        open_spans=family.open_spans(num_tokens, [span]),
     )
 
 

@@ -1,7 +1,7 @@
 """The language models that stand inside other models' configs ("text_config"), by their model_type.
 
-A published config leaves out what equals its class's defaults, so each backbone has the defaults of its own class in
-transformers (LlamaConfig, MistralConfig, Qwen2Config), and refuses the settings of that class that are not implemented.
+Each is one of the models of text alone, with its defaults and refusals: a published config leaves out what equals its
+class's defaults.
 """
 
 from __future__ import annotations
@@ -11,53 +11,35 @@ from typing import Any
 
 from fovea.core.errors import UnsupportedModelError
 from fovea.families.config_reader import Section
-from fovea.families.parts import llama_decoder, plain_rope
-from fovea.families.spec import DecoderSpec
+from fovea.families.llama import Llama
+from fovea.families.mistral import Mistral
+from fovea.families.phi3 import Phi3
+from fovea.families.qwen2 import Qwen2
+from fovea.families.qwen3 import Qwen3
+from fovea.families.text import TextModel
 
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "llama": {},  # llama_decoder's own
-    "mistral": {
-        "intermediate_size": 14336,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "sliding_window": 4096,
-    },
-    "qwen2": {
-        "vocab_size": 151936,
-        "intermediate_size": 22016,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-    },
+BACKBONES: Mapping[str, type[TextModel]] = {
+    "llama": Llama,
+    "mistral": Mistral,
+    "phi3": Phi3,
+    "qwen2": Qwen2,
+    "qwen3": Qwen3,
 }
-_QKV_BIAS = {"llama": False, "mistral": False, "qwen2": True}
 
 
-def text_decoder(config: Mapping[str, Any], *, tied_head: bool) -> DecoderSpec:
-    """The decoder that a model's "text_config" describes.
+def text_backbone(
+    config: Mapping[str, Any], usual: str = "llama", defaults: Mapping[str, Any] | None = None
+) -> tuple[type[TextModel], Section]:
+    """The language model inside a model's config, and its config filled up with its class's defaults.
 
-    Raises UnsupportedModelError for another model_type, and for settings of these that are not implemented.
+    usual: the model_type where "text_config" names none. defaults: what the outer class says where that is so.
+    Raises UnsupportedModelError for a model_type that is not among the backbones.
     """
     where = "config.json.text_config"
     values = Section(config, "config.json").get(dict, "text_config", {})
-    kind = Section(values, where).get(str, "model_type", "llama")
-    if kind not in _DEFAULTS:
-        known = ", ".join(map(repr, _DEFAULTS))
+    kind = Section(values, where).get(str, "model_type", usual)
+    if kind not in BACKBONES:
+        known = ", ".join(map(repr, BACKBONES))
         raise UnsupportedModelError(f"{where}: 'model_type' is {kind!r}; supported: {known}.")
-    text = Section({**_DEFAULTS[kind], **values}, where)
-    text.expect("rope_scaling")
-    text.expect("attention_bias", False)
-    text.expect("mlp_bias", False)
-    text.expect("use_sliding_window", False)
-    if any(layer != "full_attention" for layer in text.get(list, "layer_types", [])):
-        raise UnsupportedModelError(f"{where}: 'layer_types' has others than 'full_attention'.")
-    max_positions = text.count("max_position_embeddings", 2048)
-    if kind == "mistral" and text.get(int, "sliding_window", max_positions) < max_positions:
-        raise UnsupportedModelError(f"{where}: 'sliding_window' is shorter than the context.")
-    return llama_decoder(text, plain_rope(_theta(text)), qkv_bias=_QKV_BIAS[kind], tied_head=tied_head)
-
-
-def _theta(text: Section) -> float:
-    parameters = text.section("rope_parameters")
-    parameters.expect("rope_type", "default")
-    parameters.expect("partial_rotary_factor", 1.0)
-    return text.positive("rope_theta", parameters.positive("rope_theta", 10000.0))
+    outer = {} if "model_type" in values else defaults or {}
+    return BACKBONES[kind], Section({**BACKBONES[kind].defaults, **outer, **values}, where)

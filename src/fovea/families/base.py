@@ -23,7 +23,7 @@ from fovea.core.errors import (
 )
 from fovea.core.types import ImagePlan, MediaSpan, PixelBudget
 from fovea.families.config_reader import Section, read_json
-from fovea.families.spec import ModelSpec, WeightMap
+from fovea.families.spec import ModelPath, ModelSpec, WeightMap
 from fovea.families.video import SAMPLING_KEYS, VideoRule, read_sampling
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Family(ABC):
 
     architectures: ClassVar[tuple[str, ...]]
     version: ClassVar[int] = 1  # raise when pixels or layout change: it is part of every cache key
-    placeholder: ClassVar[str]  # the token that stands for a picture in token ids
+    placeholder: str  # the token that stands for a picture in token ids
     video_placeholder: ClassVar[str | None] = None  # the same for a video; None: the family takes none
     video_rule: VideoRule = VideoRule()
     layout_tokens: ClassVar[tuple[str, ...]] = ()  # special tokens in `image_layout`, which a tokenizer must have
@@ -77,6 +77,7 @@ class Family(ABC):
     processor_options: ClassVar[frozenset[str]] = frozenset()
 
     spec: ModelSpec
+    path: ModelPath = "fused"
 
     def __init__(self, files: ModelFiles) -> None:
         self.files = files
@@ -121,6 +122,10 @@ class Family(ABC):
     ) -> ImagePlan:
         """`plan_image` for a picture with a budget: its canvas has at most `budget.max_pixels`."""
         return self.plan_image(width_px, height_px, self.budgeted(options, budget))
+
+    def for_pictures(self, options: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """The options for each of `count` pictures of one prompt."""
+        return dict(options)
 
     def check_media(self, count: int, videos: int = 0) -> None:
         """Raises MediaError if a model of text alone is shown a picture, or one of pictures alone a video.
@@ -265,6 +270,10 @@ class Family(ABC):
         `steps_s`: ImagePlan.step_s of each; none where there are no videos.
         """
         return None, 0
+
+    def open_spans(self, num_tokens: int, spans: Sequence[MediaSpan]) -> tuple[MediaSpan, ...]:
+        """Ranges of the prompt inside which all tokens see each other (EngineRequest)."""
+        return ()
 
     def stop_tokens(self) -> frozenset[int]:
         """Ids that end an answer."""

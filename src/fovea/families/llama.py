@@ -11,5 +11,6 @@ class Llama(TextModel):
     defaults = {"eos_token_id": 2}
     reads_bias = True
 
-    def window(self, config: Section, num_layers: int) -> int | None:
+    @classmethod
+    def window(cls, config: Section, num_layers: int) -> int | None:
         return None  # transformers' Llama has none, whatever the config says

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from fovea.core.errors import EmbeddingsError, UnsupportedModelError
 from fovea.core.types import Box, ImagePlan, PixelBudget
 from fovea.families.base import Family
 from fovea.families.llava import Llava
+from fovea.families.parts import interpolated
 from fovea.families.spec import ModelSpec, ProjectorSpec, WeightMap, WeightSlot
 
 DEFAULT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
@@ -23,7 +24,9 @@ MAX_TILES = 64  # of a picture
 
 class LlavaNext(Llava):
     architectures = ("LlavaNextForConditionalGeneration",)
+    text_ties = False
     encoder = "anyres"
+    default_pinpoints: ClassVar[tuple[tuple[int, int], ...]] = DEFAULT_PINPOINTS
     size_shapes = (("",), ("shortest_edge",), ("height", "width"))
 
     def read_spec(self) -> ModelSpec:
@@ -39,7 +42,7 @@ class LlavaNext(Llava):
     def _read_pinpoints(self, tile: int) -> tuple[tuple[int, int], ...]:
         """(height, width) of each permitted field of tiles, in order, which decides between equals."""
         listed = [files.get("image_grid_pinpoints") for files in (self.files.config, self.files.preprocessor)]
-        chosen, other = (DEFAULT_PINPOINTS if value is None else _pairs(value) for value in listed)
+        chosen, other = (self.default_pinpoints if value is None else _pairs(value) for value in listed)
         if self.files.preprocessor and chosen != other:
             raise UnsupportedModelError(
                 "'image_grid_pinpoints' differs between config.json and preprocessor_config.json."
@@ -72,9 +75,14 @@ class LlavaNext(Llava):
             canvas_height_px=height,
             grid=(1, rows, columns),
             num_patches=num_patches,
-            num_tokens=num_tokens(side, rows, columns),
+            num_tokens=self._count(rows, columns),
             view=overview,
         )
+
+    def _count(self, rows: int, columns: int) -> int:
+        """Tokens of a picture with so many of its field's: the overview, and the field's lines with a newline each."""
+        rows, columns = interpolated(rows, columns, self._side, self.spec.max_tiles)
+        return self._side**2 + rows * (columns + 1)
 
     @property
     def _side(self) -> int:
@@ -113,8 +121,8 @@ class LlavaNext(Llava):
         side, tile, counts = self._side, self.spec.tile_px, set[int]()
         for height, width in self.pinpoints:
             lines, cells = side * (height // tile), side * (width // tile)
-            counts |= {num_tokens(side, lines - 2 * margin, cells) for margin in range(lines // 2 + 1)}
-            counts |= {num_tokens(side, lines, cells - 2 * margin) for margin in range(cells // 2 + 1)}
+            counts |= {self._count(lines - 2 * margin, cells) for margin in range(lines // 2 + 1)}
+            counts |= {self._count(lines, cells - 2 * margin) for margin in range(cells // 2 + 1)}
         return counts
 
     def weight_map(self) -> WeightMap:
@@ -163,8 +171,3 @@ def unpadded(width_px: int, height_px: int, rows: int, columns: int) -> tuple[in
         return rows - (rows - new_rows) // 2 * 2, columns
     new_columns = int(round(width_px * (rows / height_px), 7))
     return rows, columns - (columns - new_columns) // 2 * 2
-
-
-def num_tokens(side: int, rows: int, columns: int) -> int:
-    """The overview, and the field's lines with a newline each."""
-    return side**2 + rows * (columns + 1)

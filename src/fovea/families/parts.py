@@ -11,7 +11,7 @@ import numpy as np
 from fovea.core.errors import UnsupportedModelError
 from fovea.core.types import MediaSpan
 from fovea.families.config_reader import Section
-from fovea.families.spec import DecoderSpec, RopeRegime, RopeSpec, TowerSpec, WeightSlot
+from fovea.families.spec import DecoderSpec, MoeSpec, RopeRegime, RopeSpec, TowerSpec, WeightSlot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,6 +44,20 @@ def llama_decoder(text: Section, rope: RopeSpec, *, qkv_bias: bool, tied_head: b
     )
 
 
+def qwen3_experts(text: Section, decoder: DecoderSpec, *, num_experts: int, top_k: int, width: int) -> MoeSpec | None:
+    """Qwen3's spelling, with its class's defaults: every so many layers but those listed. None: no layer has any."""
+    experts = text.get(int, "num_experts", text.get(int, "num_local_experts", num_experts))
+    step = text.count("decoder_sparse_step", 1)
+    plain = text.floats("mlp_only_layers") if "mlp_only_layers" in text else ()
+    layers = tuple(i for i in range(decoder.num_layers) if (i + 1) % step == 0 and i not in plain)
+    if experts < 1 or not layers:
+        return None
+    top_k = text.count("num_experts_per_tok", top_k)
+    if top_k > experts:
+        raise UnsupportedModelError(f"config.json: 'num_experts_per_tok' is {top_k}; there are {experts} experts.")
+    return MoeSpec(experts, top_k, text.count("moe_intermediate_size", width), layers)
+
+
 def clip_tower(
     *,
     width: int,
@@ -71,8 +85,42 @@ def clip_tower(
     )
 
 
-def decoder_weights(prefix: str, head: str, spec: DecoderSpec, *, fused: bool) -> dict[str, WeightSlot]:
-    """Names below `prefix` ("model."); `fused` when the checkpoint itself joins qkv and gate_up."""
+def siglip_tower(
+    vision: Section, *, num_layers: int | None = None, feature_layers: tuple[int, ...] = (), post_norm: bool = False
+) -> TowerSpec:
+    """SigLIP's vision transformer (arXiv:2303.15343); defaults are those of transformers' SiglipVisionConfig.
+
+    num_layers: fewer than there are, where an earlier layer's output is used. post_norm: over the last one's; what
+    transformers calls `last_hidden_state` has it, `hidden_states` never.
+    """
+    vision.expect("num_channels", 3)
+    vision.expect("hidden_act", "gelu_pytorch_tanh")
+    width, num_heads = vision.count("hidden_size", 768), vision.count("num_attention_heads", 12)
+    if width % num_heads:
+        raise UnsupportedModelError(f"config.json: {num_heads} heads of the vision tower do not divide its {width}.")
+    patch_px = vision.count("patch_size", 16)
+    return TowerSpec(
+        num_layers=vision.count("num_hidden_layers", 12) if num_layers is None else num_layers,
+        width=width,
+        num_heads=num_heads,
+        mlp_width=vision.count("intermediate_size", 3072),
+        activation="gelu_tanh",
+        norm_eps=vision.positive("layer_norm_eps", 1e-6),
+        patch_px=patch_px,
+        patch_bias=True,
+        num_positions=(vision.count("image_size", 224) // patch_px) ** 2,
+        feature_layers=feature_layers,
+        post_norm=post_norm,
+    )
+
+
+def decoder_weights(
+    prefix: str, head: str, spec: DecoderSpec, *, fused: bool, stacked_experts: bool = False
+) -> dict[str, WeightSlot]:
+    """Names below `prefix` ("model."); `fused` when the checkpoint itself joins qkv and gate_up.
+
+    stacked_experts: one tensor holds what all experts of a layer have.
+    """
     slots = {f"{prefix}embed_tokens.weight": WeightSlot("decoder.embed.weight")}
     slots[f"{prefix}norm.weight"] = WeightSlot("decoder.norm.weight")
     if not spec.tied_head:
@@ -82,7 +130,10 @@ def decoder_weights(prefix: str, head: str, spec: DecoderSpec, *, fused: bool) -
         slots[f"{theirs}input_layernorm.weight"] = WeightSlot(f"{ours}attention_norm.weight")
         slots[f"{theirs}post_attention_layernorm.weight"] = WeightSlot(f"{ours}mlp_norm.weight")
         slots[f"{theirs}self_attn.o_proj.weight"] = WeightSlot(f"{ours}out.weight")
-        slots[f"{theirs}mlp.down_proj.weight"] = WeightSlot(f"{ours}down.weight")
+        if spec.moe is not None and i in spec.moe.layers:
+            slots |= _expert_weights(f"{theirs}mlp.", f"{ours}experts.", spec, stacked=stacked_experts)
+        else:
+            slots |= _mlp_weights(f"{theirs}mlp.", ours, spec.intermediate_size, fused=fused)
         if spec.out_bias:
             slots[f"{theirs}self_attn.o_proj.bias"] = WeightSlot(f"{ours}out.bias")
         if spec.qk_norm:
@@ -90,12 +141,37 @@ def decoder_weights(prefix: str, head: str, spec: DecoderSpec, *, fused: bool) -
             slots[f"{theirs}self_attn.k_norm.weight"] = WeightSlot(f"{ours}k_norm.weight")
         if fused:
             slots[f"{theirs}self_attn.qkv_proj.weight"] = WeightSlot(f"{ours}qkv.weight")
-            slots[f"{theirs}mlp.gate_up_proj.weight"] = WeightSlot(f"{ours}gate_up.weight")
             continue
         kinds = ("weight", "bias") if spec.qkv_bias else ("weight",)
         slots |= joined(theirs + "self_attn.", ours + "qkv", qkv_rows(spec), kinds)
-        rows = {"gate_proj": spec.intermediate_size, "up_proj": spec.intermediate_size}
-        slots |= joined(theirs + "mlp.", ours + "gate_up", rows, ("weight",))
+    return slots
+
+
+def _mlp_weights(theirs: str, ours: str, width: int, *, fused: bool) -> dict[str, WeightSlot]:
+    """A gated MLP; `fused` when the checkpoint itself joins gate and up."""
+    slots = {f"{theirs}down_proj.weight": WeightSlot(f"{ours}down.weight")}
+    if fused:
+        return slots | {f"{theirs}gate_up_proj.weight": WeightSlot(f"{ours}gate_up.weight")}
+    return slots | joined(theirs, ours + "gate_up", {"gate_proj": width, "up_proj": width}, ("weight",))
+
+
+def _expert_weights(theirs: str, ours: str, spec: DecoderSpec, *, stacked: bool) -> dict[str, WeightSlot]:
+    moe, hidden = spec.moe, spec.hidden_size
+    assert moe is not None
+    slots = {f"{theirs}gate.weight": WeightSlot(f"{ours}router")}
+    if moe.scoring == "sigmoid":
+        slots[f"{theirs}gate.e_score_correction_bias"] = WeightSlot(f"{ours}router_bias")
+    if moe.shared_width:
+        slots |= _mlp_weights(f"{theirs}shared_experts.", f"{ours}shared_", moe.shared_width, fused=False)
+    if stacked:
+        for name, our_name in (("gate_up_proj", "gate_up"), ("down_proj", "down")):
+            slots[f"{theirs}experts.{name}"] = WeightSlot(ours + our_name, stacked=moe.num_experts)
+        return slots
+    for i in range(moe.num_experts):
+        for part, name in enumerate(("gate_proj", "up_proj")):
+            start = (2 * i + part) * moe.width
+            slots[f"{theirs}experts.{i}.{name}.weight"] = WeightSlot(f"{ours}gate_up", start, moe.width)
+        slots[f"{theirs}experts.{i}.down_proj.weight"] = WeightSlot(f"{ours}down", i * hidden, hidden)
     return slots
 
 
@@ -122,6 +198,27 @@ def clip_weights(prefix: str, spec: TowerSpec) -> dict[str, WeightSlot]:
         f"{prefix}embeddings.position_embedding.weight": WeightSlot("encoder.tower.positions"),
     }
     slots |= same_names(f"{prefix}pre_layrnorm", "encoder.tower.pre_norm")
+    return slots | _clip_layers(prefix, spec)
+
+
+def siglip_weights(prefix: str, spec: TowerSpec) -> dict[str, WeightSlot]:
+    """Published names of a SigLIP vision model below `prefix`."""
+    slots = same_names(f"{prefix}embeddings.patch_embedding", "encoder.tower.patch")
+    slots[f"{prefix}embeddings.position_embedding.weight"] = WeightSlot("encoder.tower.positions")
+    if spec.post_norm:
+        slots |= same_names(f"{prefix}post_layernorm", "encoder.tower.post_norm")
+    return slots | _clip_layers(prefix, spec)
+
+
+def siglip_unused(prefix: str, spec: TowerSpec, total_layers: int) -> tuple[str, ...]:
+    """SigLIP tensors that no row of ours sees: later layers, a norm behind them, the head that pools a picture."""
+    layers = tuple(f"{prefix}encoder.layers.{i}." for i in range(spec.num_layers, total_layers))
+    norm = () if spec.post_norm else (f"{prefix}post_layernorm.",)
+    return (*layers, *norm, f"{prefix}head.", f"{prefix}embeddings.position_ids")
+
+
+def _clip_layers(prefix: str, spec: TowerSpec) -> dict[str, WeightSlot]:
+    slots: dict[str, WeightSlot] = {}
     for i in range(spec.num_layers):
         theirs, ours = f"{prefix}encoder.layers.{i}.", f"encoder.tower.blocks.{i}."
         rows = {"q_proj": spec.width, "k_proj": spec.width, "v_proj": spec.width}
@@ -175,3 +272,12 @@ def longrope_scale(max_positions: int, original: int) -> float:
     """sqrt(1 + ln(max/original) / ln(original)), LongRoPE's factor on cos and sin as in Phi-3's published code."""
     ratio = max_positions / original
     return 1.0 if ratio <= 1.0 else math.sqrt(1 + math.log(ratio) / math.log(original))
+
+
+def interpolated(rows: int, columns: int, side: int, max_tiles: int) -> tuple[int, int]:
+    """The (rows, columns) that a field's rows of embeddings are interpolated to (LLaVA-OneVision's "anyres_max_9").
+
+    As they are if there is no limit, or about as many as fit: side**2 in each of `max_tiles` tiles.
+    """
+    ratio = math.sqrt(rows * columns / (max_tiles * side**2)) if max_tiles else 0.0
+    return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)

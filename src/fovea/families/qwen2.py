@@ -20,5 +20,6 @@ class Qwen2(TextModel):
     defaults = QWEN_DEFAULTS
     qkv_bias = True
 
-    def window(self, config: Section, num_layers: int) -> int | None:
+    @classmethod
+    def window(cls, config: Section, num_layers: int) -> int | None:
         return window_of_some_layers(config, num_layers)

@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fovea.core.errors import EmbeddingsError, InvalidOptionError, MediaError, MediaLimitError, UnsupportedModelError
 from fovea.core.types import ImagePlan, MediaSpan, PixelBudget
 from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
 from fovea.families.config_reader import Section
 from fovea.families.parts import decoder_weights, joined, llama_decoder, mrope_positions, plain_rope, same_names
-from fovea.families.spec import ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
+from fovea.families.spec import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
 from fovea.families.video import VideoRule
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ TEXT_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 
 class Qwen2VL(Family):
     architectures = ("Qwen2VLForConditionalGeneration",)
+    text_defaults: ClassVar[Mapping[str, Any]] = TEXT_DEFAULTS
     placeholder = "<|image_pad|>"
     video_placeholder = "<|video_pad|>"
     processor_options = frozenset({"min_pixels", "max_pixels"})
@@ -52,10 +53,10 @@ class Qwen2VL(Family):
         """`text_config` holds the decoder where there is one; as first published, the config itself does."""
         nested = "text_config" in self.config
         values = self.config.get(dict, "text_config") if nested else self.files.config
-        text = Section({**TEXT_DEFAULTS, **values}, "config.json.text_config" if nested else "config.json")
+        text = Section({**self.text_defaults, **values}, "config.json.text_config" if nested else "config.json")
         text.expect("use_sliding_window", False)
         _expect_full_attention(text)
-        decoder = llama_decoder(text, self._rope(text), qkv_bias=True, tied_head=self._tied(text))
+        decoder = self.read_decoder(text)
         vision = self.config.section("vision_config")
         vision.expect("in_channels", 3)
         tower, merge = self.read_tower(vision, decoder.hidden_size), vision.count("spatial_merge_size", 2)
@@ -63,14 +64,18 @@ class Qwen2VL(Family):
         return ModelSpec(
             decoder=decoder,
             tower=tower,
-            projector=ProjectorSpec(
-                merge=merge, mid_width=tower.width * merge**2, out_width=decoder.hidden_size, norm=tower.norm
-            ),
+            projector=self.read_projector(vision, tower, merge, decoder.hidden_size),
             encoder="merged_grid",
             image_mean=self.triple("image_mean", CLIP_MEAN),
             image_std=self.triple("image_std", CLIP_STD),
             dtype=self.dtype("bfloat16"),
         )
+
+    def read_decoder(self, text: Section) -> DecoderSpec:
+        return llama_decoder(text, self._rope(text), qkv_bias=True, tied_head=self._tied(text))
+
+    def read_projector(self, vision: Section, tower: TowerSpec, merge: int, out_width: int) -> ProjectorSpec:
+        return ProjectorSpec(merge=merge, mid_width=tower.width * merge**2, out_width=out_width, norm=tower.norm)
 
     def read_tower(self, vision: Section, out_width: int) -> TowerSpec:
         """`out_width`: the decoder's."""

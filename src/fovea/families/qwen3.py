@@ -13,5 +13,6 @@ class Qwen3(TextModel):
     reads_bias = True
     qk_norm = True
 
-    def window(self, config: Section, num_layers: int) -> int | None:
+    @classmethod
+    def window(cls, config: Section, num_layers: int) -> int | None:
         return window_of_some_layers(config, num_layers)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fovea.core.config import ModelImpl
 from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.families.base import Family, ModelFiles
+from fovea.families.bridged import BRIDGED, GENERIC, Bridged
 from fovea.families.llama import Llama
 from fovea.families.llava import Llava
 from fovea.families.llava_next import LlavaNext
+from fovea.families.llava_next_video import LlavaNextVideo
+from fovea.families.llava_onevision import LlavaOnevision
 from fovea.families.mistral import Mistral
 from fovea.families.phi3 import Phi3
 from fovea.families.phi3_v import Phi3V
@@ -16,36 +20,74 @@ from fovea.families.qwen2 import Qwen2
 from fovea.families.qwen2_5_vl import Qwen2_5VL
 from fovea.families.qwen2_vl import Qwen2VL
 from fovea.families.qwen3 import Qwen3
+from fovea.families.qwen3_moe import Qwen3Moe
+from fovea.families.qwen3_vl import Qwen3VL
+from fovea.families.qwen3_vl_moe import Qwen3VLMoe
 from fovea.families.vipllava import VipLlava
 
 FAMILIES: tuple[type[Family], ...] = (
     Llava,
     LlavaNext,
+    LlavaNextVideo,
+    LlavaOnevision,
     VipLlava,
     Phi3V,
     Qwen2VL,
     Qwen2_5VL,
+    Qwen3VL,
+    Qwen3VLMoe,
     Llama,
     Mistral,
     Phi3,
     Qwen2,
     Qwen3,
+    Qwen3Moe,
 )
 
 
-def load_family(folder: Path) -> Family:
-    """The family of the model in `folder`.
+def load_family(folder: Path, model_impl: ModelImpl = "auto") -> Family:
+    """The family of the model in `folder`. model_impl: see the option of that name.
 
-    Raises UnsupportedModelError, naming what is supported, if no family has the config's architecture.
+    Raises UnsupportedModelError, naming what is supported, if nothing here runs the config's architecture that way.
     """
     files = ModelFiles.read(folder)
+    own = _own_family(files, folder)
+    if own is not None and model_impl in ("auto", "fused"):
+        return own(files)
+    if model_impl != "fused" and (model_impl != "auto" or files.config.get("model_type") in BRIDGED):
+        return _bridged(files, model_impl)
+    raise _unsupported(files, folder, model_impl)
+
+
+def _bridged(files: ModelFiles, model_impl: ModelImpl) -> Bridged:
+    model_type = files.config.get("model_type")
+    if model_impl == "generic" and model_type not in GENERIC:
+        raise UnsupportedModelError(
+            f"model_impl is 'generic', which is not known to answer right with the model type {model_type!r}; "
+            f"it is with: {', '.join(sorted(GENERIC))}. Use 'auto' or 'compatible'."
+        )
+    is_generic = model_impl != "compatible" and model_type in GENERIC
+    return Bridged(files, "generic" if is_generic else "compatible")
+
+
+def _own_family(files: ModelFiles, folder: Path) -> type[Family] | None:
     names = files.config.get("architectures") or []
     if not isinstance(names, list) or any(not isinstance(name, str) for name in names):
         raise UnsupportedModelError(f"{folder}: 'architectures' in config.json must be a list of names.")
     for family in FAMILIES:
         if set(family.architectures) & set(names):
-            return family(files)
+            return family
+    return None
+
+
+def _unsupported(files: ModelFiles, folder: Path, model_impl: ModelImpl) -> UnsupportedModelError:
+    names = files.config.get("architectures") or []
     known = sorted(name for family in FAMILIES for name in family.architectures)
     wanted = ", ".join(map(str, names)) or "no architecture"
     hint = nearest(str(names[0]), known) if names else ""
-    raise UnsupportedModelError(f"{folder} has {wanted}; supported: {', '.join(known)}.{hint}")
+    how = "" if model_impl == "auto" else f" with model_impl {model_impl!r}"
+    code = " Code that comes with a model folder (auto_map) is never run." if "auto_map" in files.config else ""
+    return UnsupportedModelError(
+        f"{folder} has {wanted}; supported{how}: {', '.join(known)}, and by transformers the model types of "
+        f"`fovea models`.{code}{hint}"
+    )

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["gelu", "quick_gelu", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
 NormKind = Literal["layer", "rms"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +30,39 @@ class RopeSpec:
     """Rotary positions.
 
     `sections` splits the frequencies between the rows of 3-row positions (M-RoPE: time, height, width); None means
-    1-row positions. `switch_tokens`: a sequence with more tokens than this uses `regimes[1]` for all its positions.
+    1-row positions. `interleaved`: the rows take turns along the frequencies instead of having a stretch each: height
+    those at 1, 4, 7, ..., width those at 2, 5, 8, ..., as many as its section says, time the rest (Qwen3-VL).
+    `switch_tokens`: a sequence with more tokens than this uses `regimes[1]` for all its positions.
     """
 
     regimes: tuple[RopeRegime, ...]
     sections: tuple[int, ...] | None = None
     switch_tokens: int | None = None
+    interleaved: bool = False
 
     def regime(self, num_tokens: int) -> int:
         return int(self.switch_tokens is not None and num_tokens > self.switch_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class MoeSpec:
+    """A mixture of experts in place of the MLP in `layers`: of `num_experts` gated MLPs a token goes through `top_k`.
+
+    `normed`: the chosen weights are divided by their sum. `scoring` "sigmoid": experts are chosen by that plus a bias
+    of their own, in the best `top_groups` of `num_groups`, and weighted without it (DeepSeek-V3, arXiv:2412.19437).
+    `scale` multiplies the weights. `shared_width`: of one more MLP, which every token goes through.
+    """
+
+    num_experts: int
+    top_k: int
+    width: int
+    layers: tuple[int, ...]
+    normed: bool = True
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    num_groups: int = 1
+    top_groups: int = 1
+    scale: float = 1.0
+    shared_width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +90,7 @@ class DecoderSpec:
     out_bias: bool = False
     rotary_dim: int | None = None
     window: int | None = None
+    moe: MoeSpec | None = None
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
@@ -72,14 +98,15 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True)
 class TowerSpec:
-    """A vision transformer over packed patches: CLIP-like or Qwen2-VL-like by its fields.
+    """A vision transformer over packed patches: CLIP-like, SigLIP-like or Qwen2-VL-like by its fields.
 
     `num_layers` counts the layers whose output is used: the feature layer -2 of CLIP's 24 means 23. `rope_theta` set
-    means 2-D rotary positions and no table; else a table of `num_positions` learned positions. `temporal_patch` 2 means
-    that a still picture is repeated for both time slots. `gated`: the MLP is activation(gate) * up. `window` set means
-    that layers attend inside squares of so many merged patches a side, those of `full_layers` over the whole frame.
+    means 2-D rotary positions, `num_positions` a table of learned ones; with both, `interpolation` stretches the
+    table, a square, over the picture's own grid. `temporal_patch` 2 means that a still picture is repeated for both
+    time slots. `gated`: the MLP is activation(gate) * up. `window` set means that layers attend inside squares of so
+    many merged patches a side, those of `full_layers` over the whole frame.
     `feature_layers`: what comes out of the first so many layers stands side by side, in this order (0: what goes into
-    the first); without any, the last layer's output alone.
+    the first); without any, the last layer's output alone. `post_norm`: a norm over that output.
     """
 
     num_layers: int
@@ -100,6 +127,8 @@ class TowerSpec:
     window: int = 0
     full_layers: tuple[int, ...] = ()
     feature_layers: tuple[int, ...] = ()
+    post_norm: bool = False
+    interpolation: Interpolation | None = None
 
     @property
     def out_width(self) -> int:
@@ -114,9 +143,11 @@ class TowerSpec:
 class ProjectorSpec:
     """From tower width to decoder width: linear, GELU (erf), linear, over `merge` x `merge` patches joined.
 
-    `norm`: on each patch before joining (Qwen2-VL's merger; VipLLaVA's patches of several layers). `separators`:
-    learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it that ends each
-    line (LLaVA-NeXT).
+    `norm`: on each patch before joining (Qwen2-VL's merger; VipLLaVA's patches of several layers). `norm_joined`: it
+    is on the joined patches. `deepstack`: so many layers of the tower beside the last have a merger of their own, with
+    such a norm, whose rows are added to the hidden states behind the decoder's first layers (arXiv:2406.04334).
+    `separators`: learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it
+    that ends each line (LLaVA-NeXT).
     """
 
     merge: int
@@ -126,9 +157,14 @@ class ProjectorSpec:
     separators: bool = False
     norm_eps: float = 1e-6
     newline: bool = False
+    norm_joined: bool = False
+    deepstack: int = 0
 
 
-EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid"]
+EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "bridged"]
+
+# Who runs a model: Fovea's own modules; transformers' decoder over Fovea's pages; transformers with its own caches.
+ModelPath = Literal["fused", "generic", "compatible"]
 
 # What stands in the place of a tower and a projector where there are none: every size is 0.
 NO_TOWER = TowerSpec(0, 0, 0, 0, activation="gelu", norm_eps=0.0, patch_px=0)
@@ -151,19 +187,29 @@ class ModelSpec:
     image_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     dtype: str
     tile_px: int = 0  # side of the square the tower sees; 0: any multiple of the patch
+    max_tiles: int = 0  # a field of more tiles has its rows interpolated to about so many tiles' worth; 0: never
 
     @property
     def takes_pictures(self) -> bool:
         return self.encoder != "none"
 
+    @property
+    def row_width(self) -> int:
+        """Of a picture's rows: an embedding, and beside it what deepstack adds, level by level."""
+        return self.decoder.hidden_size * (1 + self.projector.deepstack)
+
 
 @dataclass(frozen=True, slots=True)
 class WeightSlot:
-    """Where a checkpoint tensor goes: rows [row, row + rows) of a parameter, or all of it when rows is None."""
+    """Where a checkpoint tensor goes: rows [row, row + rows) of a parameter, or all of it when rows is None.
+
+    `stacked`: the tensor is so many matrices, which lie below one another in the parameter; each may be transposed.
+    """
 
     parameter: str
     row: int = 0
     rows: int | None = None
+    stacked: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""Models of text alone. Their config is data: a family says what its class defaults to and how it differs."""
+"""Models of text alone, which also stand inside others (backbones.py). Their config is data: a family says what its
+class defaults to and how it differs."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from fovea.families.base import Family, ModelFiles
 from fovea.families.config_reader import Section
 from fovea.families.parts import decoder_weights, llama_decoder, plain_rope
 from fovea.families.rope import read_rope, rotary_width
-from fovea.families.spec import ModelSpec, WeightMap
+from fovea.families.spec import DecoderSpec, ModelSpec, WeightMap, WeightSlot
 
 
 class TextModel(Family):
@@ -33,25 +34,37 @@ class TextModel(Family):
         super().__init__(replace(files, config={**self.defaults, **files.config}))
 
     def read_spec(self) -> ModelSpec:
-        config = self.config
+        tied = self.config.get(bool, "tie_word_embeddings", False)
+        return ModelSpec(decoder=self.read_decoder(self.config, tied_head=tied), dtype=self.dtype("bfloat16"))
+
+    @classmethod
+    def read_decoder(cls, config: Section, *, tied_head: bool) -> DecoderSpec:
+        """From a config that has the class's defaults where it says nothing: a model's own, or part of another's.
+
+        Raises UnsupportedModelError for settings of the class that are not implemented.
+        """
         config.expect("mlp_bias", False)
-        if not self.reads_bias:
-            config.expect("attention_bias", self.qkv_bias)
-        bias = self.reads_bias and config.get(bool, "attention_bias", False)
-        tied = config.get(bool, "tie_word_embeddings", False)
-        plain = llama_decoder(config, plain_rope(10000.0), qkv_bias=bias or self.qkv_bias, tied_head=tied)
-        width = rotary_width(config, plain.head_dim, partial=self.partial_rotary)
-        decoder = replace(
+        if not cls.reads_bias:
+            config.expect("attention_bias", cls.qkv_bias)
+        bias = cls.reads_bias and config.get(bool, "attention_bias", False)
+        plain = llama_decoder(config, plain_rope(10000.0), qkv_bias=bias or cls.qkv_bias, tied_head=tied_head)
+        width = rotary_width(config, plain.head_dim, partial=cls.partial_rotary)
+        return replace(
             plain,
             rope=read_rope(config, width, plain.max_positions),
             rotary_dim=None if width == plain.head_dim else width,
-            qk_norm=self.qk_norm,
+            qk_norm=cls.qk_norm,
             out_bias=bias,
-            window=self.window(config, plain.num_layers),
+            window=cls.window(config, plain.num_layers),
         )
-        return ModelSpec(decoder=decoder, dtype=self.dtype("bfloat16"))
 
-    def window(self, config: Section, num_layers: int) -> int | None:
+    @classmethod
+    def decoder_slots(cls, prefix: str, head: str, decoder: DecoderSpec) -> dict[str, WeightSlot]:
+        """Published names of the decoder's tensors below `prefix` ("model.") and of the head."""
+        return decoder_weights(prefix, head, decoder, fused=cls.fused)
+
+    @classmethod
+    def window(cls, config: Section, num_layers: int) -> int | None:
         """How many tokens attention sees at most, in the layers that see least; None: all."""
         return sliding_window(config)
 
@@ -73,7 +86,7 @@ class TextModel(Family):
     def weight_map(self) -> WeightMap:
         """Old checkpoints hold the rotary frequencies, which follow from the config."""
         decoder = self.spec.decoder
-        slots = decoder_weights("model.", "lm_head", decoder, fused=self.fused)
+        slots = self.decoder_slots("model.", "lm_head", decoder)
         ignored = tuple(f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(decoder.num_layers))
         return WeightMap(slots, (*ignored, "lm_head.") if decoder.tied_head else ignored)
 

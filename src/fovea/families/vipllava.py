@@ -11,6 +11,7 @@ from fovea.families.spec import ProjectorSpec, WeightMap
 
 class VipLlava(Llava):
     architectures = ("VipLlavaForConditionalGeneration",)
+    text_ties = False
     default_layers = (-2, -5, -8, -11, 6)
     layer_keys = ("vision_feature_layers", "vision_feature_layer")  # the first is in the published config
 

@@ -117,7 +117,7 @@ class EngineLoop:
 def load(setup: Setup) -> tuple[Engine, Family]:
     config = EngineConfig.from_options(setup.options)
     folder = find_model(config.model, config)
-    family = load_family(folder)
+    family = load_family(folder, config.model_impl)
     engine = build_engine(plan_engine(config, family), config, family, folder, use_tqdm=setup.show_progress)
     faults.install(engine, setup.faults)
     return engine, family

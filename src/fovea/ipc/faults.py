@@ -50,7 +50,8 @@ def install(engine: Engine, wanted: Mapping[str, Any]) -> None:
     time.sleep(wanted.get("load_s", 0.0))
     faulty = _Faulty(engine, wanted)
     engine.wrap_forward(faulty.around_forward)
-    runner, model = engine._runner, engine.model
+    model = engine.model
+    runner: Any = engine._runner
     vars(runner)["_eager"] = faulty.around_logits(runner._eager)
     vars(runner)["_replay"] = faulty.around_logits(runner._replay)
     vars(model)["encode"] = faulty.around_tower(model.encode)

@@ -5,8 +5,8 @@ Contract: an array comes out as a view into the blob, and nothing on the wire ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import msgspec
 import numpy as np
@@ -16,12 +16,21 @@ from fovea.core.errors import RequestFailedError
 from fovea.core.types import ImagePlan, MediaItem
 from fovea.ipc.blob import ALIGNMENT_BYTES
 
+Dtype = Literal["<f4", "<f8", "<i4", "<i8", "|u1", "|i1", "|b1"]
+
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
     """An array in a blob: uint8 [height, width, 3] of pixels, or float32 [rows, width] of embeddings."""
 
     offset: int
     shape: tuple[int, ...]
+
+
+class TypedPlace(msgspec.Struct, frozen=True, array_like=True):
+    """Any other array of numbers: its dtype by its short name ("<f4")."""
+
+    dtype: Dtype
+    place: Place
 
 
 class MediaWire(msgspec.Struct, frozen=True, array_like=True):
@@ -35,6 +44,7 @@ class MediaWire(msgspec.Struct, frozen=True, array_like=True):
     embeds: Place | None
     pixels: Place | None = None
     plan: ImagePlan | None = None
+    arrays: dict[str, TypedPlace] | None = None
     ids: tuple[int, ...] | None = None
 
 
@@ -57,6 +67,16 @@ class _Parts:
             self._num_bytes += padding + data.nbytes
         return self._known[id(array)]
 
+    def places(self, arrays: Mapping[str, NDArray[Any]] | None) -> dict[str, TypedPlace] | None:
+        if arrays is None:
+            return None
+        return {name: self._typed(array) for name, array in arrays.items()}
+
+    def _typed(self, array: NDArray[Any]) -> TypedPlace:
+        place = self.place(array)
+        assert place is not None, "an array was given"
+        return TypedPlace(cast(Dtype, array.dtype.str), place)
+
 
 def media_to_wire(media: Sequence[MediaItem]) -> tuple[list[MediaWire], list[memoryview | bytes]]:
     """The messages, and the parts of the blob."""
@@ -71,6 +91,7 @@ def media_to_wire(media: Sequence[MediaItem]) -> tuple[list[MediaWire], list[mem
             embeds=blob.place(item.embeds),
             pixels=blob.place(item.pixels),
             plan=item.plan,
+            arrays=blob.places(item.arrays),
             ids=item.ids,
         )
         for item in media
@@ -79,7 +100,7 @@ def media_to_wire(media: Sequence[MediaItem]) -> tuple[list[MediaWire], list[mem
 
 
 def media_from_wire(wire: MediaWire, blob: memoryview | None) -> MediaItem:
-    """Without a blob: neither pixels, with their plan, nor embeddings."""
+    """Without a blob: neither pixels, with their plan, nor embeddings, nor other arrays."""
     return MediaItem(
         key=wire.key,
         num_tokens=wire.num_tokens,
@@ -89,8 +110,14 @@ def media_from_wire(wire: MediaWire, blob: memoryview | None) -> MediaItem:
         embeds=_array(blob, wire.embeds, np.dtype(np.float32)),
         pixels=_array(blob, wire.pixels, np.dtype(np.uint8)),
         plan=None if blob is None else wire.plan,
+        arrays=None if blob is None or wire.arrays is None else _arrays(blob, wire.arrays),
         ids=wire.ids,
     )
+
+
+def _arrays(blob: memoryview, places: dict[str, TypedPlace]) -> dict[str, NDArray[Any]]:
+    made = {name: _array(blob, typed.place, np.dtype(typed.dtype)) for name, typed in places.items()}
+    return {name: array for name, array in made.items() if array is not None}
 
 
 def _array(blob: memoryview | None, place: Place | None, dtype: np.dtype[Any]) -> NDArray[Any] | None:

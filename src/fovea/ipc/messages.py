@@ -47,6 +47,7 @@ class RequestWire(msgspec.Struct, frozen=True, array_like=True):
     position_delta: int
     bad_words: list[list[int]]
     salt: bytes
+    open_spans: list[tuple[int, int]]
 
 
 class ErrorWire(msgspec.Struct, frozen=True, array_like=True):
@@ -243,6 +244,7 @@ def request_to_wire(request: EngineRequest) -> tuple[RequestWire, list[memoryvie
         position_delta=request.position_delta,
         bad_words=[list(word) for word in request.bad_words],
         salt=request.salt,
+        open_spans=[(span.start, span.length) for span in request.open_spans],
     )
     return wire, parts
 
@@ -264,6 +266,7 @@ def request_from_wire(data: bytes | memoryview | msgspec.Raw, blob: memoryview |
         position_delta=wire.position_delta,
         bad_words=tuple(tuple(word) for word in wire.bad_words),
         salt=wire.salt,
+        open_spans=tuple(MediaSpan(start, length) for start, length in wire.open_spans),
     )
 
 

@@ -49,6 +49,7 @@ from fovea.ipc.messages import (
 from fovea.ipc.process import die_with_parent, open_parent, show_worker_logs
 from fovea.media.load import Fetched
 from fovea.models.folder import find_model
+from fovea.pipeline.bridged import make_preparer
 from fovea.pipeline.preparer import Preparer
 from fovea.prompt.chat import build_chat
 from fovea.prompt.forms import PromptForm
@@ -214,9 +215,9 @@ def load(setup: Setup) -> tuple[Worker, ServerConfig]:
     config = ServerConfig.from_options(setup.options)
     folder = find_model(config.model, config)
     tokenizer_folder = find_model(config.tokenizer, config) if config.tokenizer else folder
-    family = load_family(folder)
+    family = load_family(folder, config.model_impl)
     most = config.max_model_len or family.spec.decoder.max_positions
-    preparer = Preparer(config, family, folder, tokenizer_folder, most, num_threads=PICTURE_THREADS)
+    preparer = make_preparer(config, family, folder, tokenizer_folder, most, num_threads=PICTURE_THREADS)
     return Worker(preparer, config), config
 
 

@@ -7,13 +7,15 @@ never need it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fovea.core.log import logger
 from fovea.kernels import pixels_reference, reference
-from fovea.kernels.batch import AttentionBatch, Segments
+from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule, Segments
 
 __all__ = [
     "FEW_ROWS",
@@ -195,10 +197,18 @@ def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tens
     return reference.rotate_and_store(qkv, num_heads, k_cache, v_cache, batch)
 
 
-def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
-    """See reference.paged_attention. On CUDA both kinds of sequences are read in place, into one tensor."""
+def paged_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, rule: AttentionRule = PLAIN
+) -> Tensor:
+    """See reference.paged_attention. On CUDA both kinds of sequences are read in place, into one tensor.
+
+    No kernel knows rules and open spans: there CUDA runs the plain form.
+    """
     if not q.is_cuda:
-        return reference.paged_attention(q, k_cache, v_cache, batch)
+        return reference.paged_attention(q, k_cache, v_cache, batch, rule)
+    if rule is not PLAIN or batch.open_spans is not None:
+        _tell_of_plain_attention()
+        return reference.ruled_attention(q, k_cache, v_cache, batch, rule)
     q = q.contiguous()
     out = torch.empty_like(q)
     if batch.num_decode:
@@ -210,6 +220,12 @@ def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Attentio
 
         paged_prefill(q, k_cache, v_cache, batch, out)
     return out
+
+
+@cache
+def _tell_of_plain_attention() -> None:
+    """Once in a process."""
+    logger.warning("no kernel has this model's attention (window, cap, scale or open spans): it runs in plain torch")
 
 
 def segment_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:

@@ -19,6 +19,23 @@ SEGMENT_ROWS = 128  # rows of one entry of Segments.tiles
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionRule:
+    """How a layer's attention departs from the usual: `scale` times the products (None: 1 / sqrt(D)), `softcap` times
+    the tanh of that divided by it, and `window`: a token sees so many tokens, itself included, as transformers counts
+    a sliding_window. `spans_exceed_window`: inside an open span (AttentionBatch) tokens see each other although they
+    are outside the window (PaliGemma 2; not so in Gemma 3).
+    """
+
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    spans_exceed_window: bool = False
+
+
+PLAIN = AttentionRule()
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionBatch:
     """`query_lens[i]` new tokens of sequence i, which has `kv_lens[i]` keys including them.
 
@@ -26,6 +43,9 @@ class AttentionBatch:
     sequence has a key; None when none of them is padded. `query_starts[i]` is the first new token of sequence i among
     the packed ones, its last entry their number; on CUDA it spares prefill a copy. `arrivals` are zeros which
     decode attention on CUDA counts in and leaves as zeros: whoever repeats steps makes them once; None: made each time.
+
+    `open_spans[i]`: ranges [start, end) of sequence i's tokens, inside which all see each other; those that its new
+    tokens touch. New tokens end where such a range does, or outside. None: there are none in any sequence.
     """
 
     num_decode: int
@@ -39,6 +59,8 @@ class AttentionBatch:
     sin: Tensor  # [T, D / 2] float32
     query_starts: Tensor | None = None  # [S + 1] int64 or int32
     arrivals: Tensor | None = None  # [at least num_decode * G] int32
+    open_spans: list[tuple[tuple[int, int], ...]] | None = None
+    positions: Tensor | None = None  # [rows, T] int64, for decoders that rotate by themselves
 
 
 @dataclass(frozen=True, slots=True)

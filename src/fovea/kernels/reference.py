@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fovea.kernels.batch import AttentionBatch
+from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule
 
 QUICK_GELU_SLOPE = 1.702
 
@@ -94,8 +94,12 @@ def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tens
     return rotated[:, :num_heads]
 
 
-def paged_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
+def paged_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, rule: AttentionRule = PLAIN
+) -> Tensor:
     """Causal attention of the new tokens over their sequences' cached keys: q [T, N, D] to [T, N, D]."""
+    if rule is not PLAIN or batch.open_spans is not None:
+        return ruled_attention(q, k_cache, v_cache, batch, rule)
     decoded = _decode(q[: batch.num_decode], k_cache, v_cache, batch) if batch.num_decode else None
     return paged_prefill(q, k_cache, v_cache, batch, decoded)
 
@@ -145,6 +149,70 @@ def _prefill(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     rows = [x.transpose(0, 1)[None] for x in (q, keys, values)]
     out = F.scaled_dot_product_attention(rows[0], rows[1], rows[2], attn_mask=mask, is_causal=mask is None)
     return out[0].transpose(0, 1)
+
+
+def ruled_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, rule: AttentionRule) -> Tensor:
+    """paged_attention with a rule, or with open spans."""
+    count, parts = batch.num_decode, []
+    if count:
+        parts.append(_ruled_decode(q[:count], k_cache, v_cache, batch, rule))
+    start = count
+    for i in range(count, len(batch.query_lens)):
+        end = start + batch.query_lens[i]
+        keys, values = (_gather(cache, batch.block_tables[i], batch.kv_lens[i]) for cache in (k_cache, v_cache))
+        spans = () if batch.open_spans is None else batch.open_spans[i]
+        mask = visible(batch.query_lens[i], batch.kv_lens[i], rule, spans, q.device)
+        rows = [x.transpose(0, 1)[None] for x in (q[start:end], keys, values)]
+        parts.append(_weighted(rows[0], rows[1], rows[2], mask, rule)[0].transpose(0, 1))
+        start = end
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def visible(
+    num_queries: int, num_keys: int, rule: AttentionRule, spans: tuple[tuple[int, int], ...], device: torch.device
+) -> Tensor:
+    """Which keys the last queries of a sequence see: [queries, keys], as transformers' masks have it."""
+    places = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
+    keys = torch.arange(num_keys, device=device)
+    seen = keys <= places
+    together = torch.zeros_like(seen)
+    for first, end in spans:
+        together |= (first <= places) & (places < end) & (first <= keys) & (keys < end)
+    if rule.window is None:
+        return seen | together
+    near = keys > places - rule.window
+    return (seen & near) | together if rule.spans_exceed_window else (seen | together) & near
+
+
+def _ruled_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, rule: AttentionRule) -> Tensor:
+    """One query for each sequence, over the pages that any of them can see."""
+    lengths = batch.kv_lens[: len(q)]
+    firsts = [0 if rule.window is None else max(0, length - rule.window) for length in lengths]
+    if rule.spans_exceed_window and batch.open_spans is not None:
+        pairs = zip(firsts, batch.open_spans, strict=False)
+        firsts = [min([first, *(start for start, _ in spans)]) for first, spans in pairs]
+    size = k_cache.shape[1]
+    skipped, end = min(firsts) // size, -(-max(lengths) // size)
+    tables = batch.block_tables[: len(q), skipped:end]
+    keys, values = (cache[tables].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))  # [S, G, keys, D]
+    places = torch.arange(skipped * size, end * size, device=q.device)
+    limits = torch.tensor([firsts, lengths], device=q.device)[:, :, None]
+    mask = (limits[0] <= places) & (places < limits[1])  # [S, keys]
+    return _weighted(q[:, :, None], keys, values, mask[:, None, None], rule)[:, :, 0]
+
+
+def _weighted(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, rule: AttentionRule) -> Tensor:
+    """q [S, N, queries, D] over keys and values [S, G, keys, D], where the mask is True."""
+    group = q.shape[1] // keys.shape[1]
+    if group > 1:
+        keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+    if rule.softcap is None:
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=rule.scale)
+    scale = q.shape[-1] ** -0.5 if rule.scale is None else rule.scale
+    scores = (q @ keys.transpose(2, 3)) * scale
+    scores = (scores / rule.softcap).tanh() * rule.softcap
+    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1, dtype=torch.float32)
+    return weights.to(q.dtype) @ values
 
 
 def segment_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:

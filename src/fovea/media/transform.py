@@ -1,4 +1,4 @@
-"""Carry out an ImagePlan on a picture: transpose, resize, crop, pad, transpose back.
+"""Carry out an ImagePlan on a picture: border, transpose, resize, crop, pad, transpose back.
 
 Contract: the result equals, bit for bit, what transformers' PIL image processors have before they rescale to floats. It
 is a new contiguous array that the caller owns. Nothing is decided here; the plan was worked out from the size alone.
@@ -12,6 +12,7 @@ from PIL import Image
 
 from fovea.core.types import Box, ImagePlan, Picture
 
+STRIP_PIXELS = 4 * 1024**2
 _RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -23,9 +24,13 @@ def apply_plan(picture: Picture, plan: ImagePlan) -> NDArray[np.uint8]:
 
 def _canvas(picture: Picture, plan: ImagePlan) -> NDArray[np.uint8]:
     pixels = picture.pixels
-    if plan.transpose:
-        pixels = _swap_axes(pixels)
-    pixels = _resize(pixels, plan)
+    if plan.border is not None:
+        assert not plan.transpose, "a border is for pictures that stay upright"
+        pixels = _resize_bordered(pixels, plan, plan.border)
+    else:
+        if plan.transpose:
+            pixels = _swap_axes(pixels)
+        pixels = _resize(pixels, plan)
     if plan.crop is not None:
         pixels = _crop(pixels, plan.crop)
     if plan.pad is not None:
@@ -56,6 +61,26 @@ def _resize(pixels: NDArray[np.uint8], plan: ImagePlan) -> NDArray[np.uint8]:
     if size == (pixels.shape[1], pixels.shape[0]):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize(size, _RESAMPLE[plan.resample]))
+
+
+def _resize_bordered(pixels: NDArray[np.uint8], plan: ImagePlan, border: Box) -> NDArray[np.uint8]:
+    """The resize of a picture with margins, which need not exist as a whole: of a thin line they would be gigabytes.
+
+    Pillow works on rows first and on columns then, and one colour stays what it is in both.
+    """
+    resample, width = _RESAMPLE[plan.resample], plan.resize_width_px
+    height_px = pixels.shape[0]
+    rows_at_once = max(1, STRIP_PIXELS // (border.left + pixels.shape[1] + border.right))
+    narrow = np.empty((border.top + height_px + border.bottom, width, 3), dtype=np.uint8)
+    narrow[:] = plan.border_value
+    for first in range(0, height_px, rows_at_once):
+        strip = pixels[first : first + rows_at_once]
+        wide = np.empty((len(strip), border.left + pixels.shape[1] + border.right, 3), dtype=np.uint8)
+        wide[:] = plan.border_value
+        wide[:, border.left : border.left + pixels.shape[1]] = strip
+        resized = Image.fromarray(wide).resize((width, len(strip)), resample)
+        narrow[border.top + first : border.top + first + len(strip)] = np.asarray(resized)
+    return np.asarray(Image.fromarray(narrow).resize((width, plan.resize_height_px), resample))
 
 
 def _crop(pixels: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:

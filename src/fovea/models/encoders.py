@@ -1,23 +1,25 @@
 """From pictures to rows for the decoder: canvas -> patches -> tower -> projector, four layouts.
 
 fixed        every picture is one tile of one size                        (LLaVA-1.5, VipLLaVA)
-anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT)
+anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT, -OneVision)
 hd_crops     a picture is a global view and a grid of tiles               (Phi-3-vision)
-merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, Qwen2.5-VL)
+merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, Qwen2.5-VL, Qwen3-VL)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fovea import kernels as ops
+from fovea.families.parts import interpolated
 from fovea.families.spec import ModelSpec, ProjectorSpec
-from fovea.models.vision import VisionTower, make_norm
+from fovea.models.vision import VisionTower, axis_weights, make_norm
 
 KNOWN_GRIDS = 32  # sizes whose patches' places are kept: less than a megabyte each at the very most
 
@@ -28,8 +30,9 @@ class Projector(nn.Module):
     def __init__(self, spec: ProjectorSpec, width: int) -> None:
         super().__init__()
         joined = width * spec.merge**2
+        self.norm_joined = spec.norm_joined
         if spec.norm:
-            self.norm = make_norm(spec.norm, width, spec.norm_eps)
+            self.norm = make_norm(spec.norm, joined if spec.norm_joined else width, spec.norm_eps)
         if spec.separators:
             self.line_separator = nn.Parameter(torch.empty(joined))
             self.view_separator = nn.Parameter(torch.empty(joined))
@@ -41,20 +44,32 @@ class Projector(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.second(F.gelu(self.first(x)))
 
+    def merged(self, x: Tensor, patches: int) -> Tensor:
+        """Patches [P, width], so many behind one another joined, to rows [P / patches, hidden]."""
+        if self.norm_joined:
+            x = self.norm(x.unflatten(0, (-1, patches)).flatten(1))
+        else:
+            x = self.norm(x).unflatten(0, (-1, patches)).flatten(1)
+        rows: Tensor = self(x)
+        return rows
+
 
 class ImageEncoder(nn.Module):
     """Tower, projector and the pixel arithmetic between uint8 and patches.
 
     The forward of each layout takes uint8 canvases [height, width, 3] (of a video, where the layout has those, [frames,
-    height, width, 3]) on the model's device and their grids, and gives
-    rows [num_tokens, hidden] for each picture.
+    height, width, 3]) on the model's device and their grids, and gives rows [num_tokens, row_width] for each.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
         self.tower = VisionTower(spec.tower)
-        self.projector = Projector(spec.projector, spec.tower.out_width)
+        levels = spec.projector.deepstack
+        self.projector = Projector(spec.projector, spec.tower.out_width // (1 + levels))
+        if levels:
+            own = replace(spec.projector, norm_joined=True)
+            self.deepstack = nn.ModuleList(Projector(own, spec.tower.width) for _ in range(levels))
         self._levels: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -92,7 +107,11 @@ class ImageEncoder(nn.Module):
 
     def tile_patches(self, canvases: Sequence[Tensor]) -> Tensor:
         """Canvases made of square tiles to [tiles, patches, values], each canvas's tiles in reading order."""
-        side = self.spec.tile_px // self.spec.tower.patch_px
+        tile, px = self.spec.tile_px, self.spec.tower.patch_px
+        side = tile // px
+        if side * px != tile:  # what is left of a tile beyond its last patch is not seen
+            tiles = [canvas.unflatten(1, (-1, tile)).unflatten(0, (-1, tile)) for canvas in canvases]
+            canvases = [t[:, : side * px, :, : side * px].flatten(2, 3).flatten(0, 1).contiguous() for t in tiles]
         return self.cut(canvases, side).unflatten(0, (-1, side**2))
 
     def tile_rows(self, canvases: Sequence[Tensor]) -> Tensor:
@@ -109,24 +128,29 @@ class FixedEncoder(ImageEncoder):
 
 class AnyResEncoder(ImageEncoder):
     """A canvas is the field of tiles with the overview below; a grid is (1, rows, columns) of the field's tokens
-    without the margins that filled it up (LLaVA-NeXT's "spatial_unpad")."""
+    without the margins that filled it up (LLaVA-NeXT's "spatial_unpad"). An overview alone has no field."""
 
     def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
         tile = self.spec.tile_px
         parts = [part for canvas in canvases for part in (canvas[-tile:, :tile].contiguous(), canvas[:-tile])]
         fields = [(canvas.shape[0] // tile - 1, canvas.shape[1] // tile) for canvas in canvases]
-        views = self.tile_rows(parts).split([1 + rows * columns for rows, columns in fields])
+        views = self.tile_rows([part for part in parts if len(part)]).split([1 + r * c for r, c in fields])
         return [self._arrange(*one) for one in zip(views, fields, grids, strict=True)]
 
     def _arrange(self, views: Tensor, field: tuple[int, int], grid: tuple[int, int, int]) -> Tensor:
         """The overview, then the field's lines without its margins, each ended by the newline."""
+        if not field[0]:
+            return torch.cat((views[0], self.projector.newline[None]))
         side = self.spec.tile_px // self.spec.tower.patch_px
         tokens = views[1:].unflatten(0, field).unflatten(2, (side, side)).transpose(1, 2)  # [R, side, C, side, hidden]
         tokens = tokens.flatten(2, 3).flatten(0, 1)
         _, rows, columns = grid
         top, left = (tokens.shape[0] - rows) // 2, (tokens.shape[1] - columns) // 2
         kept = tokens[top : top + rows, left : left + columns]
-        newlines = self.projector.newline.expand(rows, 1, -1)
+        fewer = interpolated(rows, columns, side, self.spec.max_tiles)
+        if fewer != (rows, columns):
+            kept = F.interpolate(kept.permute(2, 0, 1)[None], size=fewer, mode="bilinear")[0].permute(1, 2, 0)
+        newlines = self.projector.newline.expand(fewer[0], 1, -1)
         return torch.cat((views[0], torch.cat((kept, newlines), dim=1).flatten(0, 1)))
 
 
@@ -176,6 +200,7 @@ class Frame:
     places: Tensor  # (row, column) of each patch in the tower's order [patches, 2]
     order: Tensor | None  # the merge blocks in the tower's order [blocks]; None: as they are cut
     windows: list[int]  # patches of each window
+    axes: tuple[Tensor, Tensor] | None  # see VisionTower.stretched; None: no learned positions
 
 
 class MergedGridEncoder(ImageEncoder):
@@ -191,11 +216,30 @@ class MergedGridEncoder(ImageEncoder):
         if order is not None:
             patches = patches.unflatten(0, (-1, merge**2))[order].flatten(0, 1)
         places, lengths = torch.cat([frame.places for frame in frames]), [len(frame.places) for frame in frames]
-        x = self.tower.packed(patches, lengths, places, [n for frame in frames for n in frame.windows])
-        merged = self.projector(self.projector.norm(x).unflatten(0, (-1, merge**2)).flatten(1))
+        windows, learned = [n for frame in frames for n in frame.windows], self._learned(frames)
+        merged = self._merged(self.tower.packed(patches, lengths, places, windows, learned))
         if order is not None:
             merged = torch.empty_like(merged).index_copy_(0, order, merged)
         return list(merged.split([t * h * w // merge**2 for t, h, w in grids]))
+
+    def _merged(self, x: Tensor) -> Tensor:
+        """[P, out width] to rows [P / merge**2, row width]; with deepstack the last layer's patches come first."""
+        patches = self.spec.projector.merge**2
+        if not self.spec.projector.deepstack:
+            return self.projector.merged(x, patches)
+        projectors = [self.projector, *self.deepstack]
+        parts = zip(projectors, x.chunk(len(projectors), dim=1), strict=True)
+        return torch.cat([projector.merged(part, patches) for projector, part in parts], dim=1)
+
+    def _learned(self, frames: Sequence[Frame]) -> Tensor | None:
+        """Learned positions of all patches [P, width] in the model's type, where the tower has any."""
+        merge, parts = self.spec.projector.merge, []
+        for frame in frames:
+            if frame.axes is None:
+                return None
+            blocks = _in_blocks(self.tower.stretched(*frame.axes).to(self.dtype), merge)
+            parts.append((blocks if frame.order is None else blocks[frame.order]).flatten(0, 1))
+        return torch.cat(parts)
 
     def _frame(self, rows: int, columns: int, device: torch.device) -> Frame:
         """Kept for the latest sizes."""
@@ -208,14 +252,21 @@ class MergedGridEncoder(ImageEncoder):
         return frame
 
     def _make_frame(self, rows: int, columns: int, device: torch.device) -> Frame:
-        merge, window = self.spec.projector.merge, self.spec.tower.window
-        blocks = _places(rows, columns, device).unflatten(1, (-1, merge)).unflatten(0, (-1, merge)).transpose(1, 2)
-        blocks = blocks.flatten(2, 3).flatten(0, 1).int()  # [blocks, merge * merge, 2]
+        merge, window, kind = self.spec.projector.merge, self.spec.tower.window, self.spec.tower.interpolation
+        blocks = _in_blocks(_places(rows, columns, device), merge).int()
+        side = math.isqrt(self.spec.tower.num_positions)
+        axes = (axis_weights(rows, side, kind, device), axis_weights(columns, side, kind, device)) if kind else None
         if not window:
-            return Frame(blocks.flatten(0, 1), None, [])
+            return Frame(blocks.flatten(0, 1), None, [], axes)
         order = window_order(rows // merge, columns // merge, window, device)
         windows = [n * merge**2 for n in window_sizes(rows // merge, columns // merge, window)]
-        return Frame(blocks[order].flatten(0, 1), order, windows)
+        return Frame(blocks[order].flatten(0, 1), order, windows, axes)
+
+
+def _in_blocks(cells: Tensor, merge: int) -> Tensor:
+    """A grid [rows, columns, n] in blocks of merge x merge cells: [blocks, merge * merge, n]."""
+    blocks = cells.unflatten(1, (-1, merge)).unflatten(0, (-1, merge)).transpose(1, 2)
+    return blocks.flatten(2, 3).flatten(0, 1)
 
 
 def window_order(rows: int, columns: int, window: int, device: torch.device) -> Tensor:

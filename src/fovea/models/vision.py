@@ -1,4 +1,4 @@
-"""The one vision tower: CLIP-like and Qwen2-VL-like transformers by TowerSpec, over packed patches.
+"""The one vision tower: CLIP-like, SigLIP-like and Qwen2-VL-like transformers by TowerSpec, over packed patches.
 
 Pictures lie behind one another in one [P, ...] tensor; attention stays inside each segment, so any number of pictures
 of any sizes is one forward.
@@ -11,15 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fovea import kernels as ops
-from fovea.families.spec import Activation, NormKind, TowerSpec
+from fovea.families.spec import Activation, Interpolation, NormKind, TowerSpec
 from fovea.kernels.batch import Segments
 from fovea.models.decoder import RMSNorm
+
+BICUBIC_A = -0.75  # of Keys' kernel, as torch has it
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
     if kind == "quick_gelu":
         return ops.quick_gelu(x)
-    return F.gelu(x) if kind == "gelu" else F.silu(x)
+    if kind == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
 def activate_gated(x: Tensor, kind: Activation) -> Tensor:
@@ -28,6 +32,31 @@ def activate_gated(x: Tensor, kind: Activation) -> Tensor:
         return ops.silu_mul(x)
     gate, up = x.chunk(2, dim=-1)
     return activate(gate, kind) * up
+
+
+def axis_weights(size: int, side: int, kind: Interpolation, device: torch.device) -> Tensor:
+    """How much of each of `side` learned positions stands at each of `size` places [size, side], in float32.
+
+    bilinear: the first place and the last are the first position and the last. bicubic: a place is a pixel's middle,
+    and what lies outside counts for the edge (F.interpolate with align_corners True and False).
+    """
+    places = torch.arange(size, dtype=torch.float32, device=device)
+    if kind == "bilinear":
+        at, offsets = places * ((side - 1) / max(1, size - 1)), torch.arange(2, device=device)
+    else:
+        at, offsets = (places + 0.5) * side / size - 0.5, torch.arange(-1, 3, device=device)
+    first = at.floor()
+    away = (at[:, None] - first[:, None] - offsets).abs()
+    taps = (first.long()[:, None] + offsets).clamp(0, side - 1)
+    return places.new_zeros(size, side).scatter_add_(1, taps, _kernel(away, kind))
+
+
+def _kernel(away: Tensor, kind: Interpolation) -> Tensor:
+    if kind == "bilinear":
+        return (1 - away).clamp_min(0)
+    near = ((BICUBIC_A + 2) * away - (BICUBIC_A + 3)) * away**2 + 1
+    far = ((BICUBIC_A * away - 5 * BICUBIC_A) * away + 8 * BICUBIC_A) * away - 4 * BICUBIC_A
+    return torch.where(away <= 1, near, far)
 
 
 def make_norm(kind: NormKind, width: int, eps: float) -> nn.LayerNorm | RMSNorm:
@@ -77,6 +106,8 @@ class VisionTower(nn.Module):
         if spec.pre_norm:
             self.pre_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.blocks = nn.ModuleList(VisionBlock(spec) for _ in range(spec.num_layers))
+        if spec.post_norm:
+            self.post_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,12 +125,22 @@ class VisionTower(nn.Module):
         x = self._run((x + self.positions).flatten(0, 1), [first + num_patches] * num_tiles, None)
         return x.unflatten(0, (num_tiles, -1))[:, first:]
 
-    def packed(self, patches: Tensor, lengths: list[int], places: Tensor, windows: list[int]) -> Tensor:
-        """Segments of any lengths with rotary positions: [P, values] and (row, column) places [P, 2] to [P, width].
+    def packed(
+        self, patches: Tensor, lengths: list[int], places: Tensor, windows: list[int], learned: Tensor | None = None
+    ) -> Tensor:
+        """Segments of any lengths with rotary positions: [P, values] and (row, column) places [P, 2] to [P, out width].
 
-        `windows`: lengths of the shorter segments that they are made of, where the tower has windows.
+        `windows`: lengths of the shorter segments that they are made of, where the tower has windows. `learned`:
+        positions [P, width] added to the patches.
         """
-        return self._run(self.patch(patches), lengths, self._rope(places), windows)
+        x = self.patch(patches)
+        return self._run(x if learned is None else x + learned, lengths, self._rope(places), windows)
+
+    def stretched(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Learned positions over a grid [R, C, width], from each axis's weights [R, side] and [C, side] in float32."""
+        side = rows.shape[1]
+        table = self.positions.float().view(side, -1)
+        return columns @ (rows @ table).unflatten(1, (side, -1))
 
     def _run(
         self, x: Tensor, lengths: list[int], rope: tuple[Tensor, Tensor] | None, windows: list[int] | None = None
@@ -114,6 +155,8 @@ class VisionTower(nn.Module):
             if number in self.spec.feature_layers:  # a copy: the block may write over x
                 kept[number] = x.clone() if branch is None else x + branch
             x, branch = block(x, branch, whole if number in self.spec.full_layers else near, rope)
+        if self.spec.post_norm:
+            return add_norm(x, branch, self.post_norm)[1]
         x = x if branch is None else x + branch
         if not self.spec.feature_layers:
             return x

@@ -114,11 +114,20 @@ def _matched(tensor: Tensor, name: str, slot: WeightSlot, parameters: dict[str, 
     target = parameters[slot.parameter].data
     if slot.rows is not None:
         target = target[slot.row : slot.row + slot.rows]
+    if slot.stacked:
+        target, tensor = _stacked(target, tensor, slot.stacked)
     squeezed = tensor.reshape(target.shape) if tensor.numel() == target.numel() else tensor
     same_rows = tensor.ndim < 2 or target.ndim < 2 or tensor.shape[0] == target.shape[0]
     if squeezed.shape != target.shape or not same_rows:
         raise WeightsError(f"{name!r} has shape {list(tensor.shape)}, the model needs {list(target.shape)}.")
     return target, squeezed
+
+
+def _stacked(target: Tensor, tensor: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Both as `count` matrices; those of the checkpoint are turned where they fit only so, as transformers does."""
+    target = target.unflatten(0, (count, -1))
+    turned = tensor.ndim == 3 and tensor.shape != target.shape and tensor.transpose(1, 2).shape == target.shape
+    return target, tensor.transpose(1, 2) if turned else tensor
 
 
 @torch.inference_mode()

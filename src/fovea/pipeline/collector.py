@@ -136,7 +136,8 @@ class Collector:
     def output(self) -> RequestOutput:
         """The answer so far."""
         request = self._prepared.request
-        hits = self._hits or (False,) * len(self._prepared.reports)
+        reports = self._prepared.reports
+        hits = self._hits if len(self._hits) == len(reports) else (False,) * len(reports)
         prompt_logprobs = self._prompt_logprobs
         if prompt_logprobs is not None:
             prompt_logprobs = [None if entry is None else self._named(entry) for entry in prompt_logprobs]
@@ -148,7 +149,7 @@ class Collector:
             finished=self.finished,
             prompt_logprobs=prompt_logprobs,
             num_cached_tokens=self._num_cached_tokens,
-            media=tuple(replace(r, cache_hit=hit) for r, hit in zip(self._prepared.reports, hits, strict=True)),
+            media=tuple(replace(r, cache_hit=hit) for r, hit in zip(reports, hits, strict=True)),
             metrics=self._metrics(),
         )
 

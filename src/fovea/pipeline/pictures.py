@@ -148,6 +148,7 @@ class Pictures:
         """`fetched`: what web addresses gave; if it is given, nothing is dialled here."""
         known: dict[tuple[str, bool], MemorySource] = {}
         opened: list[Opened] = []
+        options = self._family.for_pictures(options, sum(one.video is None for one in media))
         num_bytes = num_pixels = 0
         for number, one in enumerate(media, 1):
             with _named(one, number, len(media)):
@@ -287,11 +288,15 @@ class Pictures:
         return item, self.report(opened, made.decode_s)
 
     def _open_embeds(self, media: MediaInput) -> Opened:
-        rows, hidden = media.value.shape
-        if hidden != self._family.spec.decoder.hidden_size:
+        rows, width = media.value.shape
+        spec = self._family.spec
+        if width != spec.row_width:
+            hidden, levels = spec.decoder.hidden_size, spec.projector.deepstack
+            wanted = (
+                f"; with its {levels} deepstack levels beside each row that makes {spec.row_width}" if levels else ""
+            )
             raise EmbeddingsError(
-                f"The image embeddings are {hidden} wide; the model's hidden size is "
-                f"{self._family.spec.decoder.hidden_size}."
+                f"The image embeddings are {width} wide; the model's hidden size is {hidden}{wanted}."
             )
         grid = self._family.embeds_grid(rows, media.grid)
         if not np.isfinite(media.value).all():
@@ -337,6 +342,8 @@ class Pictures:
 
 def fits_device(plan: ImagePlan, width_px: int, height_px: int) -> bool:
     """Whether a picture of this size may go to the device as it is."""
+    if plan.border is not None:
+        return False
     picture_size = (width_px, height_px)
     if plan.transpose:
         width_px, height_px = height_px, width_px

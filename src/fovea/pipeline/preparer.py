@@ -134,14 +134,14 @@ class Preparer:
             request_id=request_id,
             token_ids=token_ids,
             params=params,
-            stop_token_ids=frozenset(params.stop_token_ids or ())
-            | (frozenset() if params.ignore_eos else self._end_ids),
+            stop_token_ids=self._stop_ids(params),
             spans=spans,
             media=items,
             positions=positions,
             position_delta=delta,
             bad_words=self._bad_words(params),
             salt=form.salt.encode(),
+            open_spans=self.family.open_spans(len(token_ids), spans),
         )
         reports = tuple(report for _, report in made)
         return Prepared(request, form.text, reports, arrived, prompt_s=tokenised - started, media_s=media_s)
@@ -177,6 +177,9 @@ class Preparer:
                 )
         self._check_text(form.text or "", most_tokens)
         return tokenize(form, self.family, self.tokenizer)
+
+    def _stop_ids(self, params: SamplingParams) -> frozenset[int]:
+        return frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else self._end_ids)
 
     def _end_ids_by_text(self) -> frozenset[int]:
         ids = (self.tokenizer.token_id(text) for text in self.family.stop_strings())

@@ -169,8 +169,8 @@ def _found(prompt: SlottedPrompt, runs: Sequence[PictureRun]) -> tuple[MediaSpan
 
 
 def placeholder_token(family: Family, tokenizer: Tokenizer) -> int:
-    """NO_TOKEN where the model takes no pictures."""
-    if not family.spec.takes_pictures:
+    """NO_TOKEN where the model takes no pictures, or its own processor finds their places."""
+    if not family.spec.takes_pictures or family.path != "fused":
         return NO_TOKEN
     token_id = tokenizer.token_id(family.placeholder)
     for text in (family.placeholder, *family.layout_tokens):

@@ -1,0 +1,97 @@
+"""transformers' own processor of a model folder. This is the one place that calls it.
+
+It gets text, pixels and a number of switches; never an address, a path or a name of a request's choosing. No code of a
+model folder runs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from fovea.core.errors import ModelError, PromptError
+from fovea.core.log import logger
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+IDS = "input_ids"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a processor made of one prompt: its ids, and every array that the model's forward takes, ids included."""
+
+    token_ids: tuple[int, ...]
+    arrays: Mapping[str, NDArray[Any]]
+
+
+class Processor:
+    """One call at a time: tokenizers change their own settings while they work.
+
+    Raises ModelError if the folder's processor can't be loaded.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        from transformers import AutoProcessor
+
+        self._lock = threading.Lock()
+        self._name = name
+        try:
+            self._processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # whatever a processor class raises, a package it misses among them
+            raise ModelError(f"{folder}: transformers can't load the processor of {name}: {error}") from None
+        self._use_pillow(folder)
+        self.sees = hasattr(self._processor, "image_processor")
+        self.image_token = self._text_of("image_token") or self._text_of("boi_token")
+
+    def __call__(self, text: str, pictures: Sequence[NDArray[np.uint8]], *, add_special_tokens: bool) -> Inputs:
+        """Raises PromptError if the processor refuses the text or the number of its pictures."""
+        options: dict[str, Any] = {} if add_special_tokens else {"add_special_tokens": False}
+        if pictures:
+            options["images"] = [Image.fromarray(pixels) for pixels in pictures]
+        try:
+            with self._lock:
+                made = self._processor(text=[text], return_tensors="pt", **options)
+            arrays = {name: _array(value) for name, value in made.items() if value is not None}
+        except Exception as error:  # the boundary between one prompt and the rest: the processor's code is not ours
+            logger.info("the processor of %s refused a prompt", self._name, exc_info=True)
+            raise PromptError(
+                f"The processor of {self._name} refuses this prompt with {len(pictures)} pictures "
+                f"({type(error).__name__}). Does the text have one place for each picture"
+                + (f" ({self.image_token!r})?" if self.image_token else "?"),
+                code="invalid_value",
+            ) from error
+        ids = arrays[IDS][0] if IDS in arrays else ()  # some models read the text as a part of the picture
+        return Inputs(tuple(int(token) for token in ids), arrays)
+
+    def _use_pillow(self, folder: Path) -> None:
+        """Where there is a choice: results do not depend on whether torchvision is installed, and equal our own."""
+        from transformers import AutoImageProcessor
+
+        try:
+            image_processor = AutoImageProcessor.from_pretrained(
+                folder, backend="pil", trust_remote_code=False, local_files_only=True
+            )
+        except Exception as error:  # there is no such backend, or nothing that prepares pictures
+            logger.debug("%s prepares pictures as transformers likes: %s", self._name, error)
+        else:
+            self._processor.image_processor = image_processor
+
+    def _text_of(self, name: str) -> str:
+        value = getattr(self._processor, name, None)
+        return value if isinstance(value, str) else str(getattr(value, "content", ""))
+
+
+def _array(value: Any) -> NDArray[Any]:
+    """A tensor or nested lists as an array of numbers."""
+    array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+    if array.dtype.kind not in "biuf":
+        raise ModelError("The processor gives something that is no array of numbers.")
+    return np.ascontiguousarray(array)
