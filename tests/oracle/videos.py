@@ -5,6 +5,7 @@ and cut as Qwen2VLVideoProcessor.patchify does. transformers 5's get_rope_index 
 alone behind a video and forgets time, so the positions are those of transformers 4.48, written out below.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from .checkpoints import CLIP_MEAN, CLIP_STD, Case, picture
+from .checkpoints import Case, picture
 
-PATCH, MERGE, SLOTS = 14, 2, 2
+MERGE, SLOTS = 2, 2
 _SEE, _WATCH = "<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>"
 
 
@@ -35,10 +36,10 @@ def _chatml(user: str) -> str:
 # Clips: (frames, width, height, seed, frames a second). An even and an odd number of frames; several; pictures between.
 VIDEO_CASES: tuple[Case, ...] = (
     Case("video", _chatml(f"{_WATCH}What happens here?"), clips=((4, 60, 90, 1, 2.0),)),
-    Case("odd", _chatml(f"First this. {_WATCH}And then?"), clips=((5, 120, 60, 2, 1.0),)),
+    Case("odd", _chatml(f"First this.\n{_WATCH}And then?"), clips=((5, 120, 60, 2, 1.0),)),
     Case(
         "mixed",
-        _chatml(f"{_SEE}A picture. {_WATCH}A video. {_SEE}{_WATCH}How do they differ?"),
+        _chatml(f"{_SEE}A picture.\n{_WATCH}A video. {_SEE}{_WATCH}How do they differ?"),
         ((100, 70, 3), (30, 20, 4)),
         clips=((6, 84, 84, 5, 3.0), (1, 60, 90, 6, None)),
     ),
@@ -49,28 +50,36 @@ def video_inputs(
     folder: Path, processor: Any, config: Any, prompt: str, images: Sequence[Image.Image], clips: Sequence[Any]
 ) -> dict[str, Any]:
     """Of one prompt; `clips` are (frames, frames a second or None)."""
-    tokenizer, settings = processor.tokenizer, processor.image_processor.size
+    tokenizer, like = processor.tokenizer, processor.image_processor
     pictures: Mapping[str, Any] = {}
     if images:
-        pictures = processor.image_processor(images=list(images), return_tensors="pt")
+        pictures = like(images=list(images), return_tensors="pt")
+    tells_time = config.model_type.startswith("qwen3_vl")
     patches, grids = [], []
-    low, high = settings["shortest_edge"], settings["longest_edge"]
-    low = max(low, min(128 * 28 * 28, min(high, 768 * 28 * 28) // 2))
     for frames, _ in clips:
-        values, grid = _patches(frames, low, min(high, 768 * 28 * 28))
+        size = _size_of_all(frames, like.patch_size) if tells_time else _size_of_one(frames[0], like)
+        values, grid = _patches(frames, size, like)
         patches.append(values)
         grids.append(grid)
-    text, steps = prompt, [SLOTS / (fps or 24) for _, fps in clips]
+    steps = [SLOTS / (fps or 24) for _, fps in clips]
     image_grids = pictures["image_grid_thw"].tolist() if images else []
-    for token, found in (("<|image_pad|>", image_grids), ("<|video_pad|>", grids)):
-        for t, h, w in found:
-            text = text.replace(token, "<|there|>" * (t * h * w // MERGE**2), 1)
-        text = text.replace("<|there|>", token)
+    text = prompt
+    for grid in image_grids:
+        text = text.replace("<|image_pad|>", "<|there|>" * (math.prod(grid) // MERGE**2), 1)
+    text = text.replace("<|there|>", "<|image_pad|>")
+    for grid, (frames, fps) in zip(grids, clips, strict=True):
+        if tells_time:
+            text = text.replace(_WATCH, _with_times(grid, len(frames), fps or 24), 1)
+        else:
+            text = text.replace("<|video_pad|>", "<|there|>" * (math.prod(grid) // MERGE**2), 1)
+    text = text.replace("<|there|>", "<|video_pad|>")
     ids = tokenizer([text], return_tensors="pt", return_token_type_ids=False)
     image_id, video_id = (tokenizer.convert_tokens_to_ids(t) for t in ("<|image_pad|>", "<|video_pad|>"))
     types = (ids["input_ids"] == image_id).long() + 2 * (ids["input_ids"] == video_id).long()
     per_second = getattr(config.vision_config, "tokens_per_second", None)
-    rows = positions_of_4_48(ids["input_ids"][0].tolist(), image_id, video_id, image_grids, grids, steps, per_second)
+    apart = [[1, *grid[1:]] for grid in grids for _ in range(grid[0])] if tells_time else grids
+    times = steps if len(apart) == len(steps) else [1.0] * len(apart)
+    rows = positions_of_4_48(ids["input_ids"][0].tolist(), image_id, video_id, image_grids, apart, times, per_second)
     return {
         **ids,
         **pictures,
@@ -110,13 +119,52 @@ def positions_of_4_48(
     return np.array(columns, np.int64).T
 
 
-def _patches(frames: Sequence[Image.Image], low: int, high: int) -> tuple[npt.NDArray[np.float32], list[int]]:
-    height, width = smart_resize(frames[0].height, frames[0].width, PATCH * MERGE, low, high)
+def _size_of_one(frame: Image.Image, like: Any) -> tuple[int, int]:
+    """(height, width) of each frame, whose range of pixels is its own."""
+    low, high = like.size["shortest_edge"], min(like.size["longest_edge"], 768 * 28 * 28)
+    low = max(low, min(128 * 28 * 28, high // 2))
+    height, width = smart_resize(frame.height, frame.width, like.patch_size * MERGE, low, high)
+    return height, width
+
+
+def _size_of_all(frames: Sequence[Image.Image], patch: int) -> tuple[int, int]:
+    """smart_resize of video_processing_qwen3_vl (which imports torchvision): the range is that of all frames."""
+    factor, count = patch * MERGE, max(len(frames), SLOTS)
+    height, width = frames[0].height, frames[0].width
+    if height < factor or width < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    h, w, t = round(height / factor) * factor, round(width / factor) * factor, round(count / SLOTS) * SLOTS
+    low, high = 128 * factor * factor, 768 * factor * factor
+    if t * h * w > high:
+        beta = math.sqrt(count * height * width / high)
+        h, w = (max(factor, math.floor(side / beta / factor) * factor) for side in (height, width))
+    elif t * h * w < low:
+        beta = math.sqrt(low / (count * height * width))
+        h, w = (math.ceil(side * beta / factor) * factor for side in (height, width))
+    return h, w
+
+
+def _with_times(grid: Sequence[int], count: int, fps: float) -> str:
+    """What Qwen3-VL's processor of transformers 4.57 puts in place of a video and the tokens around it."""
+    numbers = list(range(count)) + [count - 1] * (-count % SLOTS)
+    text = ""
+    for step in range(grid[0]):
+        middle = (numbers[step * SLOTS] / fps + numbers[step * SLOTS + SLOTS - 1] / fps) / 2
+        rows = "<|there|>" * (grid[1] * grid[2] // MERGE**2)
+        text += f"<{middle:.1f} seconds><|vision_start|>{rows}<|vision_end|>"
+    return text
+
+
+def _patches(
+    frames: Sequence[Image.Image], size: tuple[int, int], like: Any
+) -> tuple[npt.NDArray[np.float32], list[int]]:
+    (height, width), patch = size, like.patch_size
     resized = [np.asarray(f.resize((width, height), Image.Resampling.BICUBIC), np.float32) for f in frames]
     resized += resized[-1:] * (-len(frames) % SLOTS)
-    mean, std = np.array(CLIP_MEAN, np.float32), np.array(CLIP_STD, np.float32)
+    mean, std = np.array(like.image_mean, np.float32), np.array(like.image_std, np.float32)
     video = ((np.stack(resized) / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
-    t, h, w = len(video) // SLOTS, height // PATCH, width // PATCH
-    blocks = video.reshape(t, SLOTS, 3, h // MERGE, MERGE, PATCH, w // MERGE, MERGE, PATCH)
+    t, h, w = len(video) // SLOTS, height // patch, width // patch
+    blocks = video.reshape(t, SLOTS, 3, h // MERGE, MERGE, patch, w // MERGE, MERGE, patch)
     values = blocks.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1)
     return np.ascontiguousarray(values, np.float32), [t, h, w]

@@ -72,6 +72,7 @@ class Family(ABC):
     placeholder: str  # the token that stands for a picture in token ids
     video_placeholder: ClassVar[str | None] = None  # the same for a video; None: the family takes none
     video_rule: VideoRule = VideoRule()
+    video_frame: ClassVar[tuple[str, str] | None] = None  # tokens around it in a text that its layout has itself
     layout_tokens: ClassVar[tuple[str, ...]] = ()  # special tokens in `image_layout`, which a tokenizer must have
     image_tag: ClassVar[re.Pattern[str] | None] = None  # numbered tags in the text, where these are no tokens
     processor_options: ClassVar[frozenset[str]] = frozenset()

@@ -4,7 +4,8 @@
     fps          frames * fps / the video's own, at least `min_frames`, rounded down to whole temporal patches
     neither      frames that somebody chose are all taken; of a file, the family's own rule, cut to the option's limit
 
-Frame i of n is number floor(i * frames / n).
+Frame i of n is number floor(i * frames / n), or, where a family's rule is `to_the_end`, the nearest to
+i * (frames - 1) / (n - 1) (halves to even); such a family does not round to temporal patches.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ class VideoRule:
     fps: float | None = None
     num_frames: int = 32
     min_frames: int = 1
+    to_the_end: bool = False
+
+    @property
+    def whole(self) -> int:
+        """The number of frames is a multiple of this."""
+        return 1 if self.to_the_end else self.temporal_patch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,7 @@ class Chosen:
 
 def choose_frames(clip: Clip, wish: Sampling, rule: VideoRule, most: int) -> Chosen:
     """Raises MediaLimitError if more than `most` (option max_video_frames) are asked for or were given."""
-    total, patch = clip.num_frames, rule.temporal_patch
+    total, patch = clip.num_frames, rule.whole
     if wish.num_frames is not None:
         count = _checked(max(patch, round(wish.num_frames / patch) * patch), most)
     elif wish.fps is not None:
@@ -60,7 +67,7 @@ def choose_frames(clip: Clip, wish: Sampling, rule: VideoRule, most: int) -> Cho
     else:
         count = min(rule.num_frames, most)
     count = max(1, min(count, total))
-    indices = tuple(number * total // count for number in range(count))
+    indices = _spread(total, count, rule)
     times = tuple(clip.times_s[index] for index in indices) if clip.times_s else ()
     fps = UNKNOWN_FPS if clip.fps is None else count / total * clip.fps
     return Chosen(indices, times, fps)
@@ -90,9 +97,15 @@ def read_sampling(values: Mapping[str, Any], place: str) -> Sampling:
 
 def _by_rate(clip: Clip, fps: float, rule: VideoRule, most: int) -> int:
     assert clip.fps is not None, "asked for only where it is known"
-    patch = rule.temporal_patch
+    patch = rule.whole
     count = min(max(clip.num_frames / clip.fps * fps, rule.min_frames), most // patch * patch, clip.num_frames)
     return max(patch, int(count + 1e-6) // patch * patch)
+
+
+def _spread(total: int, count: int, rule: VideoRule) -> tuple[int, ...]:
+    if rule.to_the_end and count > 1:
+        return tuple(round(number * (total - 1) / (count - 1)) for number in range(count))
+    return tuple(number * total // count for number in range(count))
 
 
 def _checked(count: int, most: int) -> int:

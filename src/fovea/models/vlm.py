@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fovea.core.types import ROW, MediaItem
@@ -66,7 +67,10 @@ class VLM(nn.Module):
         is_row = (ids == ROW)[:, None]
         number = (is_row.flatten().long().cumsum(0) - 1).clamp(min=0)
         joined = torch.cat([rows[i] for i in mixed])
-        whole = torch.where(is_row, joined[number], self.decoder.embed(ids.clamp(min=0)))
+        text = self.decoder.embed(ids.clamp(min=0))
+        if joined.shape[1] > text.shape[1]:  # deepstack adds nothing to text
+            text = F.pad(text, (0, joined.shape[1] - text.shape[1]))
+        whole = torch.where(is_row, joined[number], text)
         filled = list(rows)
         for i, span in zip(mixed, whole.split([len(span) for span in spans]), strict=True):
             filled[i] = span

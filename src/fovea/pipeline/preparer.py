@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fovea.core.config import EngineConfig
 from fovea.core.errors import (
@@ -27,11 +27,15 @@ from fovea.families.base import Family
 from fovea.families.video import SAMPLING_KEYS
 from fovea.media.load import Fetched
 from fovea.pipeline.pictures import Opened, Pictures, SharedDecodes
-from fovea.prompt.build import PictureRun, SlottedPrompt, expand, picture_run, placeholder_token, tokenize
+from fovea.prompt.build import PictureRun, SlottedPrompt, expand, picture_run, placeholder_token, row_runs, tokenize
 from fovea.prompt.forms import PromptForm
 from fovea.prompt.template import ChatTemplate
 from fovea.prompt.token_floor import MAX_CHARS_PER_TOKEN
 from fovea.prompt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 COUNT_FACTOR = 4  # a text that is only counted may be so many times as long as a prompt
 
@@ -128,8 +132,7 @@ class Preparer:
         made = self._pictures.make(opened, form.salt, resize_on_device=self._resize_on_device, shared=shared)
         media_s = time.perf_counter() - tokenised
         items = tuple(item for item, _ in made)
-        grids, steps_s = [item.grid for item in items], [one.video.plan.step_s if one.video else 0.0 for one in opened]
-        positions, delta = self.family.positions(len(token_ids), spans, grids, steps_s if any(steps_s) else ())
+        positions, delta = self._positions(len(token_ids), spans, opened)
         request = EngineRequest(
             request_id=request_id,
             token_ids=token_ids,
@@ -145,6 +148,26 @@ class Preparer:
         )
         reports = tuple(report for _, report in made)
         return Prepared(request, form.text, reports, arrived, prompt_s=tokenised - started, media_s=media_s)
+
+    def _positions(
+        self, num_tokens: int, spans: Sequence[MediaSpan], opened: Sequence[Opened]
+    ) -> tuple[NDArray[np.int32] | None, int]:
+        """Steps of a video that have text between them count as so many pictures."""
+        places: list[MediaSpan] = []
+        grids: list[tuple[int, int, int]] = []
+        steps_s: list[float] = []
+        for span, one in zip(spans, opened, strict=True):
+            step_s = one.video.plan.step_s if one.video else 0.0
+            if one.video is None or one.ids is None:
+                places.append(span)
+                grids.append(one.grid)
+                steps_s.append(step_s)
+                continue
+            steps = row_runs(span, one.ids)
+            places += steps
+            grids += [(1, *one.grid[1:])] * len(steps)
+            steps_s += [step_s] * len(steps)
+        return self.family.positions(num_tokens, places, grids, steps_s if any(steps_s) else ())
 
     def count(self, form: PromptForm, *, fetched: Mapping[str, Fetched] | None = None) -> Counted:
         """Sizes and lengths, judged like a request's, except that the prompt may be longer than max_model_len.

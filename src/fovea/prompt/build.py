@@ -74,7 +74,30 @@ def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedP
         are_videos = {one.video is not None for one in form.media}
         if {prompt.token_ids[slot] == video_id for slot in prompt.slots} == are_videos and len(are_videos) == 1:
             return replace(prompt, is_expanded=True, media=form.media)
+    if family.video_frame is not None:
+        prompt = _bare_videos(prompt, [tokenizer.token_id(token) for token in family.video_frame], video_id)
     return replace(prompt, media=_in_order(prompt, form.media, family, video_id))
+
+
+def _bare_videos(prompt: SlottedPrompt, frame: Sequence[int | None], video_id: int) -> SlottedPrompt:
+    """Without the tokens around a video's place that stand around each step of its layout."""
+    ids, slots = list[int](), list[int]()
+    skipped = {
+        place
+        for slot in prompt.slots
+        if prompt.token_ids[slot] == video_id
+        and 0 < slot < len(prompt.token_ids) - 1
+        and [prompt.token_ids[slot - 1], prompt.token_ids[slot + 1]] == list(frame)
+        for place in (slot - 1, slot + 1)
+    }
+    at_slots = set(prompt.slots)
+    for place, token in enumerate(prompt.token_ids):
+        if place in skipped:
+            continue
+        if place in at_slots:
+            slots.append(len(ids))
+        ids.append(token)
+    return replace(prompt, token_ids=tuple(ids), slots=tuple(slots))
 
 
 def _in_order(
@@ -124,6 +147,17 @@ def picture_run(
     first, end = ids.index(ROW), len(ids) - ids[::-1].index(ROW)
     inside = tuple(ids[first:end])
     return PictureRun(len(inside), None if len(inside) == num_rows else inside, tuple(ids[:first]), tuple(ids[end:]))
+
+
+def row_runs(span: MediaSpan, inside: Sequence[int]) -> list[MediaSpan]:
+    """The stretches of rows of a span that has text between them."""
+    runs, at = [], span.start
+    for is_row, tokens in groupby(inside, lambda token: token == ROW):
+        length = len(list(tokens))
+        if is_row:
+            runs.append(MediaSpan(at, length))
+        at += length
+    return runs
 
 
 def expand(prompt: SlottedPrompt, runs: Sequence[PictureRun]) -> tuple[tuple[int, ...], tuple[MediaSpan, ...]]:
