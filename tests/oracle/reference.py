@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from .checkpoints import TEXT_FAMILIES
-from .videos import video_inputs
+from .videos import llava_inputs, video_inputs
 
 Floats = npt.NDArray[np.float32]
 LLAVA_PROCESSORS: dict[str, Any] = {
@@ -179,7 +179,11 @@ def _transformers_reference(
     """Each token from a fresh pass over the whole prefix: no cache whose state could hide a mistake."""
     model, processor = load(folder)
     if clips:
-        inputs = video_inputs(Path(folder), processor, model.config, prompt, images, clips)
+        if model_type(folder) in LLAVA_PROCESSORS:
+            given = _of_one_prompt(folder, images) if images else []
+            inputs = _with_features(model, llava_inputs(processor, model.config, prompt, given, clips))
+        else:
+            inputs = video_inputs(Path(folder), processor, model.config, prompt, images, clips)
     else:
         inputs = _inputs(processor, prompt, _of_one_prompt(folder, images) if images else [])
     if model_type(folder) in LLAVA_PROCESSORS:
@@ -196,6 +200,30 @@ def _transformers_reference(
     return Reference(token_ids, prompt_logits, greedy, margins)
 
 
+def _with_features(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Videos of several lengths, which the model takes one by one, as rows in place of their embeddings."""
+    inner, ids = model.model, inputs["input_ids"]
+    with torch.no_grad():
+        x = inner.get_input_embeddings()(ids).clone()
+        config = model.config
+        chosen = {
+            "vision_feature_layer": config.vision_feature_layer,
+            "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        }
+        rows = [
+            inner.get_video_features(one[None], **chosen, return_dict=True).pooler_output.flatten(0, 1)
+            for one in inputs.pop("videos")
+        ]
+        x[ids == config.video_token_id] = torch.cat(rows)
+        if "pixel_values" in inputs:
+            said = {
+                key: inputs.pop(key) for key in ("pixel_values", "image_sizes", "batch_num_images") if key in inputs
+            }
+            features = inner.get_image_features(**said, **chosen, return_dict=True).pooler_output
+            x[ids == config.image_token_id] = torch.cat(list(features))
+    return {"inputs_embeds": x, "input_ids": ids, "attention_mask": inputs["attention_mask"]}
+
+
 def best(logits: torch.Tensor) -> tuple[int, float]:
     """The argmax token and its lead over the second."""
     top = logits.topk(2)
@@ -204,6 +232,10 @@ def best(logits: torch.Tensor) -> tuple[int, float]:
 
 def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
+        if "inputs_embeds" in inputs:
+            x, ids = inputs["inputs_embeds"], inputs["input_ids"]
+            x = torch.cat([x, model.get_input_embeddings()(ids[:, x.shape[1] :])], dim=1)
+            inputs = {"inputs_embeds": x, "attention_mask": inputs["attention_mask"]}
         logits: torch.Tensor = model(**inputs, use_cache=False).logits[0]
     assert logits.dtype == torch.float32
     return logits

@@ -46,6 +46,54 @@ VIDEO_CASES: tuple[Case, ...] = (
 )
 
 
+# What LLaVA's family is asked: its frames are one tile whatever their shape.
+LLAVA_CASES: tuple[Case, ...] = (
+    Case("video", "USER: <video>\nWhat happens here? ASSISTANT:", clips=((3, 60, 90, 1, None),)),
+    Case("videos", "USER: <video>\nAnd <video>\nThen? ASSISTANT:", clips=((2, 120, 60, 2, None), (1, 40, 40, 3, None))),
+    Case(
+        "mixed",
+        "USER: <image>\nA picture. <video>\nHow do they differ? ASSISTANT:",
+        ((90, 60, 1),),
+        clips=((4, 84, 84, 5, None),),
+    ),
+)
+
+
+def llava_inputs(processor: Any, config: Any, prompt: str, images: Any, clips: Sequence[Any]) -> dict[str, Any]:
+    """The processor sees the pictures alone: videos, for which it needs torchvision, are put in behind it."""
+    text = prompt.replace("<video>", "<pad>")
+    batch = dict(processor(text=[text], images=images or None, return_tensors="pt"))
+    batch.pop("mm_token_type_ids", None)
+    batch.pop("token_type_ids", None)
+    one_vision = config.model_type == "llava_onevision"
+    tile, side = config.vision_config.image_size, config.vision_config.image_size // config.vision_config.patch_size
+    tokenizer, like = processor.tokenizer, processor.image_processor
+    pad, video = tokenizer.convert_tokens_to_ids("<pad>"), tokenizer.convert_tokens_to_ids("<video>")
+    mean, std = (np.array(values, np.float32) for values in (like.image_mean, like.image_std))
+    ids, following, pixels = list[int](), iter(clips), []
+    for token in batch["input_ids"][0].tolist():
+        if token != pad:
+            ids.append(token)
+            continue
+        frames, _ = next(following)
+        ids += [video] * (len(frames) * (-(-side // 2)) ** 2 + one_vision)
+        tiles = np.stack([_tile(frame, tile, crops=not one_vision) for frame in frames])
+        values = ((tiles.astype(np.float32) / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
+        pixels.append(torch.from_numpy(np.ascontiguousarray(values, np.float32)))
+    tokens = torch.tensor([ids])
+    return {**batch, "input_ids": tokens, "attention_mask": torch.ones_like(tokens), "videos": pixels}
+
+
+def _tile(frame: Image.Image, tile: int, *, crops: bool) -> npt.NDArray[np.uint8]:
+    if not crops:
+        return np.asarray(frame.resize((tile, tile), Image.Resampling.BICUBIC))
+    scaled = int(tile * max(frame.size) / min(frame.size))
+    width, height = (tile, scaled) if frame.width <= frame.height else (scaled, tile)
+    left, top = (width - tile) // 2, (height - tile) // 2
+    pixels = np.asarray(frame.resize((width, height), Image.Resampling.BICUBIC))
+    return pixels[top : top + tile, left : left + tile]
+
+
 def video_inputs(
     folder: Path, processor: Any, config: Any, prompt: str, images: Sequence[Image.Image], clips: Sequence[Any]
 ) -> dict[str, Any]:

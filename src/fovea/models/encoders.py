@@ -114,6 +114,15 @@ class ImageEncoder(nn.Module):
             canvases = [t[:, : side * px, :, : side * px].flatten(2, 3).flatten(0, 1).contiguous() for t in tiles]
         return self.cut(canvases, side).unflatten(0, (-1, side**2))
 
+    def video(self, frames: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Rows of some steps of a video's time: its frames [frames, height, width, 3] and their part of the grid."""
+        (rows,) = self([frames], [grid])
+        return rows
+
+    def behind_video(self) -> list[Tensor]:
+        """Rows that stand once behind all of a video's."""
+        return []
+
     def tile_rows(self, canvases: Sequence[Tensor]) -> Tensor:
         """The same tiles through tower and projector: [tiles, patches, hidden]."""
         features = self.tower.tiles(self.tile_patches(canvases))
@@ -136,6 +145,20 @@ class AnyResEncoder(ImageEncoder):
         fields = [(canvas.shape[0] // tile - 1, canvas.shape[1] // tile) for canvas in canvases]
         views = self.tile_rows([part for part in parts if len(part)]).split([1 + r * c for r, c in fields])
         return [self._arrange(*one) for one in zip(views, fields, grids, strict=True)]
+
+    def video(self, frames: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """One tile a frame, and its side halved: of patches by averages, or of rows by interpolating."""
+        side = self.spec.tile_px // self.spec.tower.patch_px
+        if self.spec.video_pool == "average":
+            features = self.tower.tiles(self.tile_patches(list(frames))).unflatten(1, (side, side))
+            fewer = F.avg_pool2d(features.permute(0, 3, 1, 2), 2)
+            rows: Tensor = self.projector(fewer.flatten(2).transpose(1, 2))
+            return rows.flatten(0, 1)
+        every = self.tile_rows(list(frames)).unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        return F.interpolate(every, size=grid[1:], mode="bilinear").permute(0, 2, 3, 1).flatten(0, 2)
+
+    def behind_video(self) -> list[Tensor]:
+        return [self.projector.newline[None]] if self.spec.video_pool == "bilinear" else []
 
     def _arrange(self, views: Tensor, field: tuple[int, int], grid: tuple[int, int, int]) -> Tensor:
         """The overview, then the field's lines without its margins, each ended by the newline."""

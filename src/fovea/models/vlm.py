@@ -95,5 +95,5 @@ class VLM(nn.Module):
         parts: list[Tensor] = []
         for start in range(0, steps, at_once):
             count = min(at_once, steps - start)
-            parts += self.encoder([video[start * slots : (start + count) * slots]], [(count, rows, columns)])
-        return torch.cat(parts)
+            parts.append(self.encoder.video(video[start * slots : (start + count) * slots], (count, rows, columns)))
+        return torch.cat([*parts, *self.encoder.behind_video()])
