@@ -5,6 +5,7 @@ are random, but every term takes part: what an initialisation leaves at zero or 
 biases, learned queries) gets noise, and matrices are scaled so that attention is far from uniform and logits spread.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +17,15 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tests.every.entry import Entry
+
 BASE = ("<unk>", "<s>", "</s>", "<pad>")
 VOCAB = 400
 CHATML = ("<|im_start|>", "<|im_end|>")
 VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 # The sizes of a small decoder; most text configurations take all of these.
-TEXT: Mapping[str, Any] = {
+TEXT: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -32,8 +35,8 @@ TEXT: Mapping[str, Any] = {
     "max_position_embeddings": 2048,
 }
 # The ids that BASE gives; a configuration's own defaults lie outside a small vocabulary.
-STOPS: Mapping[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
-CLIP: Mapping[str, Any] = {
+STOPS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+CLIP: dict[str, Any] = {
     "model_type": "clip_vision_model",
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -43,7 +46,7 @@ CLIP: Mapping[str, Any] = {
     "patch_size": 14,
     "projection_dim": 32,
 }
-SIGLIP: Mapping[str, Any] = {
+SIGLIP: dict[str, Any] = {
     "model_type": "siglip_vision_model",
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -84,8 +87,15 @@ def ids(tok: PreTrainedTokenizerFast, **tokens: str) -> dict[str, int]:
 
 def text(model_type: str, **changes: Any) -> dict[str, Any]:
     """The small text configuration of a kind, as a dictionary with every default written out."""
-    made: dict[str, Any] = CONFIG_MAPPING[model_type](**{**TEXT, **STOPS, **changes}).to_dict()
-    return made
+    written: dict[str, Any] = CONFIG_MAPPING[model_type](**{**TEXT, **STOPS, **changes}).to_dict()
+    return written
+
+
+def needing(package: str, entry: Entry) -> Entry:
+    """The entry of a class that transformers itself runs with another package only."""
+    if importlib.util.find_spec(package) is not None:
+        return entry
+    return Entry(entry.model_type, None, why_not=f"transformers runs it with the package {package}, which isn't there.")
 
 
 def builder(
@@ -120,7 +130,7 @@ def _used(processor: Any) -> range:
 
 
 @torch.no_grad()
-def randomize(model: nn.Module, seed: int, spread: float, gain: float, used: range) -> None:
+def randomize(model: Any, seed: int, spread: float, gain: float, used: range) -> None:
     """Gives every parameter of ``model`` its random values; output rows outside ``used`` become small."""
     generator = torch.Generator().manual_seed(seed)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -133,7 +143,8 @@ def randomize(model: nn.Module, seed: int, spread: float, gain: float, used: ran
             parameter.copy_(0.5 * noise)
         else:
             parameter.copy_(noise * (gain / math.sqrt(_inputs(name, parameter))))
-    head = model.get_output_embeddings()
+    named = [m for name, m in model.named_modules() if name.endswith("lm_head")]
+    head = model.get_output_embeddings() or (named[0] if named else None)
     if head is not None:
         _set_head(model, head.weight, spread, used, generator)
 
@@ -156,7 +167,7 @@ def _set_head(model: nn.Module, weight: torch.Tensor, spread: float, used: range
         _turn_last_norm(model, generator)
 
 
-def _turn_last_norm(model: nn.Module, generator: torch.Generator) -> None:
+def _turn_last_norm(model: Any, generator: torch.Generator) -> None:
     """Half of the last norm's factors turn negative, or a tied head would predict the token it was given."""
     named = model.get_decoder().named_modules()
     weight = [m for name, m in named if "Norm" in type(m).__name__ and "layers." not in name][-1].weight

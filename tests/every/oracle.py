@@ -7,6 +7,7 @@ on what else is installed.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,9 @@ class Answer:
 def oracle(folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), num_tokens: int = 16) -> Answer:
     """Run one prompt, with the class's own placeholders for pictures, and continue it greedily, never stopping."""
     model, processor = load(folder)
-    batch = inputs(processor, prompt, images)
-    ids = [int(token) for token in batch["input_ids"][0]]
+    batch = fitted(model, inputs(processor, prompt, images))
+    asked = batch.get("input_ids", batch.get("decoder_input_ids"))
+    ids = [] if asked is None else [int(token) for token in asked[0]]
     with torch.no_grad():
         logits = None if model.config.is_encoder_decoder else model(**batch).logits
         made = model.generate(
@@ -63,10 +65,24 @@ def oracle(folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), 
 
 
 def inputs(processor: Any, prompt: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
-    """What the model's forward takes, a batch of one."""
-    pictures = {"images": list(images)} if images else {}
-    made = processor(text=[prompt], return_tensors="pt", **pictures)
+    """What the processor makes of a prompt, a batch of one; an empty prompt is none (a class not asked)."""
+    given: dict[str, Any] = {"images": list(images)} if images else {}
+    if prompt:
+        given["text"] = [prompt]
+    made = processor(return_tensors="pt", **given)
     return {name: value for name, value in made.items() if value is not None}
+
+
+def fitted(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """What the model's forward takes: floats of its type; Donut's ids (the labels copy them) are its decoder's."""
+    batch = {
+        name: value.to(model.dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in batch.items()
+    }
+    if "input_ids" in batch and "input_ids" not in signature(model.forward).parameters:
+        batch["decoder_input_ids"] = batch.pop("input_ids")
+        batch = {name: value for name, value in batch.items() if name not in ("labels", "attention_mask")}
+    return batch
 
 
 def load(folder: str | Path) -> tuple[Any, Any]:

@@ -45,7 +45,8 @@ def test_the_checkpoint_answers(entry: Entry, tmp_path: Path) -> None:
     for answer in answers.values():
         assert min(answer.margins) >= LEAST_MARGIN
         assert np.isfinite(answer.step_logits).all()
-    assert _apart(answers[1], oracle(folder, entry.prompt(1), _pictures(entry, 1, seed=7))) > 0.01
+    if 1 in answers:
+        assert _apart(answers[1], oracle(folder, entry.prompt(1), _pictures(entry, 1, seed=7))) > 0.01
     if 2 in answers:  # the second one is seen too
         first, second = _pictures(entry, 2)
         other = picture(*second.size, 9)

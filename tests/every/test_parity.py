@@ -35,9 +35,9 @@ class Asked:
         assert entry.build is not None
         entry.build(folder, entry.seed)
         self.folder = folder
-        counts = [1, *([0] if entry.takes_text_only else []), *([2] if entry.most_pictures > 1 else [])]
-        self.questions = [(entry.prompt(n), pictures(entry, n, seed=1 + n)) for n in counts]
-        self.questions.append((entry.prompt(1), pictures(entry, 1, seed=7)))
+        counts = [*range(1, entry.most_pictures + 1), *([0] if entry.takes_text_only else []), entry.most_pictures]
+        asked = enumerate(counts, 1)
+        self.questions = [(entry.prompt(n), pictures(entry, n, seed=10 * number)) for number, n in asked]
 
     @cached_property
     def answers(self) -> list[Answer]:
@@ -72,7 +72,7 @@ def check(asked: Asked, llm: LLM) -> None:
 
 
 def assert_same(output: RequestOutput, want: Answer) -> None:
-    assert list(output.prompt_token_ids) == want.prompt_ids
+    assert list(output.prompt_token_ids) == want.prompt_ids or not want.prompt_ids  # a picture alone has none
     decided = num_decided(want.margins)
     assert tokens(output)[:decided] == want.greedy[:decided]
     scores = output.outputs[0].logprobs

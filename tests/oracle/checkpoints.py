@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from . import experts
+from . import text_parts
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -130,8 +130,10 @@ CASES: Mapping[str, tuple[Case, ...]] = {
     "qwen2": _text_cases(_chatml("{}")),
     "qwen3": _text_cases(_chatml("{}")),
     "qwen3_moe": _text_cases(_chatml("{}")),
+    "glm": _text_cases("USER: {} ASSISTANT:"),
+    "glm4": _text_cases("USER: {} ASSISTANT:"),
 }
-TEXT_FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe")
+TEXT_FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe", "glm", "glm4")
 
 
 CASES = {**CASES, "qwen2_5_vl": CASES["qwen2_vl"]}
@@ -156,7 +158,9 @@ _FIRST_SEED = {
     "phi3": 10,
     "qwen2": 22,
     "qwen3": 0,
-    "qwen3_moe": 0,
+    "qwen3_moe": 6,
+    "glm": 0,
+    "glm4": 0,
 }
 
 
@@ -1087,7 +1091,8 @@ _TEXT_CONFIGS: Mapping[str, dict[str, Any]] = {
         "use_sliding_window": False,
     },
 }
-_TEXT_CONFIGS = {**_TEXT_CONFIGS, "qwen3_moe": {**_TEXT_CONFIGS["qwen3"], **experts.QWEN3_MOE}}
+_QWEN3_MOE = {**_TEXT_CONFIGS["qwen3"], **text_parts.QWEN3_MOE}
+_TEXT_CONFIGS = {**_TEXT_CONFIGS, **text_parts.GLM, "qwen3_moe": _QWEN3_MOE}
 _TEXT_TEMPLATES = {
     "llama": "{% for message in messages %}{{ message['role'].upper() + ': ' + message['content'] + ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
@@ -1095,6 +1100,7 @@ _TEXT_TEMPLATES = {
     "qwen2": QWEN_TEMPLATE,
 }
 _TEXT_TEMPLATES |= {"mistral": _TEXT_TEMPLATES["llama"], "qwen3": QWEN_TEMPLATE, "qwen3_moe": QWEN_TEMPLATE}
+_TEXT_TEMPLATES |= {"glm": _TEXT_TEMPLATES["llama"], "glm4": _TEXT_TEMPLATES["llama"]}
 
 
 def build_text(folder: str | Path, family: str, *, seed: int = 0, **changes: Any) -> Path:
@@ -1125,10 +1131,10 @@ def _text_weights(config: dict[str, Any], first: int, seed: int) -> _Tensors:
     for index in range(config["num_hidden_layers"]):
         layer = f"model.layers.{index}"
         _text_attention(t, layer, config, fused=fused)
-        if experts.has_experts(config, index):
-            experts.separate_experts(t, f"{layer}.mlp", config, config["num_experts"])
+        if text_parts.has_experts(config, index):
+            text_parts.separate_experts(t, f"{layer}.mlp", config, config["num_experts"])
         else:
-            _text_mlp(t, f"{layer}.mlp", config, fused=fused)
+            _text_mlp(t, f"{layer}.mlp", config, fused=fused or config["model_type"] in text_parts.GLM)
     t.norm("model.norm", width)
     if tied:
         _mute(table, never, 0.1)
@@ -1140,8 +1146,9 @@ def _text_weights(config: dict[str, Any], first: int, seed: int) -> _Tensors:
 def _text_attention(t: _Tensors, layer: str, config: dict[str, Any], *, fused: bool) -> None:
     width, heads = config["hidden_size"], config["num_attention_heads"]
     head = config.get("head_dim") or width // heads
-    out_bias = config.get("attention_bias", False)
-    bias = out_bias or config["model_type"] == "qwen2"
+    is_glm = config["model_type"] in text_parts.GLM
+    out_bias = config.get("attention_bias", False) and not is_glm
+    bias = out_bias or config["model_type"] == "qwen2" or (is_glm and config["attention_bias"])
     q_width, kv_width = heads * head, config["num_key_value_heads"] * head
     t.norm(f"{layer}.input_layernorm", width)
     if fused:
@@ -1154,6 +1161,9 @@ def _text_attention(t: _Tensors, layer: str, config: dict[str, Any], *, fused: b
             t.normal(f"{layer}.self_attn.{name}.weight", head, std=0.3, mean=1.5)
     t.linear(f"{layer}.self_attn.o_proj", width, q_width, gain=2.0, bias=out_bias)
     t.norm(f"{layer}.post_attention_layernorm", width)
+    if config["model_type"] == "glm4":
+        for name in ("post_self_attn_layernorm", "post_mlp_layernorm"):
+            t.norm(f"{layer}.{name}", width)
 
 
 def _text_mlp(t: _Tensors, mlp: str, config: dict[str, Any], *, fused: bool) -> None:
@@ -1202,7 +1212,7 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import llava_kin, qwen3vl  # noqa: E402 - they build on all of this
+from . import gemma, glm, llava_kin, qwen3vl  # noqa: E402 - they build on all of this
 
-CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES}
-BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS}
+CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES, **glm.CASES, **gemma.CASES}
+BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS, **glm.BUILDERS, **gemma.BUILDERS}

@@ -21,10 +21,10 @@ from .checkpoints import (
     _Tensors,
     _write,
 )
-from .experts import QWEN3_MOE, has_experts, stacked_experts
+from .text_parts import QWEN3_MOE, has_experts, stacked_experts
 
 CASES: Mapping[str, tuple[Case, ...]] = {"qwen3_vl": OTHERS["qwen2_vl"], "qwen3_vl_moe": OTHERS["qwen2_vl"]}
-_FIRST_SEED = {"qwen3_vl": 461, "qwen3_vl-untied": 7, "qwen3_vl_moe": 0}
+_FIRST_SEED = {"qwen3_vl": 461, "qwen3_vl-untied": 7, "qwen3_vl_moe": 140}
 HALF = [0.5, 0.5, 0.5]
 PREFIXES = {"model.": "model.language_model.", "visual.": "model.visual.", "lm_head.": "lm_head."}
 

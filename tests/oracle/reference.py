@@ -19,6 +19,8 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    Glm4vProcessor,
+    Glm4vVideoProcessor,
     LlavaNextProcessor,
     LlavaNextVideoProcessor,
     LlavaNextVideoVideoProcessor,
@@ -33,8 +35,11 @@ from transformers import (
 )
 
 from .checkpoints import TEXT_FAMILIES
+from .gemma import TEXT_MODELS
 from .videos import llava_inputs, video_inputs
 
+# Its own grouped product of experts refuses sizes that are no multiples of 16 bytes.
+PLAIN: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
 Floats = npt.NDArray[np.float32]
 LLAVA_PROCESSORS: dict[str, Any] = {
     "llava": LlavaProcessor,
@@ -130,6 +135,10 @@ def model_type(folder: str | Path) -> str:
     return str(config["model_type"])
 
 
+def is_glm(folder: str | Path) -> bool:
+    return model_type(folder).startswith("glm")
+
+
 def load(folder: str | Path) -> tuple[Any, Any]:
     """(model, processor) of a folder, kept until its weights are written anew."""
     folder = Path(folder).resolve()
@@ -141,8 +150,8 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
     # Not AutoTokenizer by the class that tokenizer_config.json names: LlamaTokenizer of transformers 5 rebuilds the
     # pipeline and loses the "▁" after special tokens. This class reads tokenizer.json as it is.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    if model_type(folder) in TEXT_FAMILIES:
-        text: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    if model_type(folder) in (*TEXT_FAMILIES, *TEXT_MODELS):
+        text: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **PLAIN)
         return text.eval(), tokenizer
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     processor: Any
@@ -154,9 +163,10 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
         made = LLAVA_PROCESSORS[model_type(folder)]
         processor = made(image_processor=image_processor, tokenizer=tokenizer, **settings)
     else:
-        video_processor = Qwen2VLVideoProcessor()  # unused, but the processor insists on one (it needs torchvision)
-        processor = QWEN_PROCESSORS[model_type(folder)](image_processor, tokenizer, video_processor)
-    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        # unused, but the processor insists on one (it needs torchvision)
+        video_processor = Glm4vVideoProcessor() if is_glm(folder) else Qwen2VLVideoProcessor()
+        processor = QWEN_PROCESSORS.get(model_type(folder), Glm4vProcessor)(image_processor, tokenizer, video_processor)
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, **PLAIN)
     return model.eval(), processor
 
 

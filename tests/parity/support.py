@@ -71,6 +71,10 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen3_vl": ("qwen3_vl", {}),
     "qwen3_vl-untied": ("qwen3_vl", {"tied": False, "deepstack": (1,)}),
     "qwen3_vl_moe": ("qwen3_vl_moe", {}),
+    "glm4v": ("glm4v", {}),
+    "glm4v_moe": ("glm4v_moe", {}),
+    "glm46v": ("glm46v", {}),
+    "glm_ocr": ("glm_ocr", {}),
     "phi3_v": ("phi3_v", {}),
     "phi3_v-switch-32": ("phi3_v", {"original_max_position": 32}),
     "llama": ("llama", {}),
@@ -88,7 +92,14 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen3_moe": ("qwen3_moe", {}),
     "qwen3_moe-mixed": ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 2, "tie_word_embeddings": False}),
+    "glm": ("glm", {}),
+    "glm4": ("glm4", {}),
     "qwen3-biased": ("qwen3", {"attention_bias": True, "head_dim": 16, "tie_word_embeddings": False}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {}),
+    "gemma2-wide": ("gemma2", {"sliding_window": 4096, "attn_logit_softcapping": None}),
+    "gemma3_text": ("gemma3_text", {}),
+    "gemma3_text-scaled": ("gemma3_text", {"query_pre_attn_scalar": 40, "sliding_window_pattern": 3}),
 }
 # The first of each shape runs in every test of the engine, all of them where families differ.
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")

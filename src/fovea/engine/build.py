@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -76,7 +76,8 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
         checkpoint_files(folder)  # refuse an incomplete folder before memory is taken for its weights
     if isinstance(family, Bridged):
         return _build_bridged(blueprint, config, family, folder)
-    model = build_empty(family.spec, dtype, blueprint.device)
+    spec = replace(family.spec, decoder=family.spec.decoder.within(plan.max_model_len))
+    model = build_empty(spec, dtype, blueprint.device)
     if config.load_format == "dummy":
         fill_dummy(model, config.seed)
     else:
@@ -85,7 +86,8 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
         pack_linears(model, dtype)
     encoder_cache: EncoderCache[torch.Tensor] = EncoderCache(plan.encoder_cache_bytes)
     scheduler = _make_scheduler(blueprint, config, family, encoder_cache, enable_caching=config.enable_prefix_caching)
-    use_graphs = blueprint.device.type == "cuda" and not config.enforce_eager
+    # Graphs hold kernels, and no kernel knows a rule of attention.
+    use_graphs = blueprint.device.type == "cuda" and not config.enforce_eager and not spec.decoder.has_rules
     runner = Runner(model, plan, encoder_cache, max_num_seqs=config.max_num_seqs, use_graphs=use_graphs)
     overlap = config.overlap_scheduling
     if overlap is None:

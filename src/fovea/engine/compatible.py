@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from inspect import signature
 from queue import SimpleQueue
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -86,7 +87,7 @@ class _Run:
         self.state: list[Any] = []  # of the modules that remember one
         self._said: SimpleQueue[Said] = SimpleQueue()
         self._told: SimpleQueue[int | None] = SimpleQueue()
-        inputs = to_model(request.media[0].arrays or {}, model)
+        inputs = _as_asked(model.module, to_model(request.media[0].arrays or {}, model))
         most = most_tokens - len(request.token_ids)
         work = (model.module, inputs, most, self._said, self._told)
         self._thread = threading.Thread(target=_generate, args=work, name="fovea-generate", daemon=True)
@@ -130,7 +131,7 @@ class _Asking:
 
 
 def _generate(
-    module: Any, inputs: Mapping[str, Tensor], most: int, said: SimpleQueue[Said], told: SimpleQueue[int | None]
+    module: Any, inputs: Mapping[str, Any], most: int, said: SimpleQueue[Said], told: SimpleQueue[int | None]
 ) -> None:
     """A thread's whole work. One token more than wanted is asked for, so that the last is told like the others."""
     try:
@@ -140,6 +141,14 @@ def _generate(
         return
     except BaseException as error:  # whatever the model raises belongs to the step that asked
         said.put(error)
+
+
+def _as_asked(module: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Where a model's ids are its decoder's (Donut), they go by that name; labels are for training."""
+    if "input_ids" not in inputs or "input_ids" in signature(module.forward).parameters:
+        return inputs
+    rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "labels", "attention_mask")}
+    return {"decoder_input_ids": inputs["input_ids"], **rest}
 
 
 def _answer_plainly(module: Any) -> None:

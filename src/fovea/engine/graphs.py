@@ -162,6 +162,7 @@ class DecodeGraphs:
             cos=cos,
             sin=sin,
             arrivals=self._arrivals,
+            positions=rows[POSITION:],
         )
         decoder = self._model.decoder
         logits = decoder.logits(decoder(decoder.embed(fill_in(rows[TOKEN], self._last)), self._pages, batch))

@@ -11,6 +11,7 @@ from typing import Any
 
 from fovea.core.errors import UnsupportedModelError
 from fovea.families.config_reader import Section
+from fovea.families.gemma import Gemma, Gemma2, Gemma3
 from fovea.families.llama import Llama
 from fovea.families.mistral import Mistral
 from fovea.families.phi3 import Phi3
@@ -19,6 +20,9 @@ from fovea.families.qwen3 import Qwen3
 from fovea.families.text import TextModel
 
 BACKBONES: Mapping[str, type[TextModel]] = {
+    "gemma": Gemma,
+    "gemma2": Gemma2,
+    "gemma3_text": Gemma3,
     "llama": Llama,
     "mistral": Mistral,
     "phi3": Phi3,

@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Those whose decoder runs over Fovea's pages of keys and values; each gives what transformers gives (docs/models.md).
-GENERIC: frozenset[str] = frozenset(
-    """
-    lighton_ocr llava llava_next llava_next_video llava_onevision mistral3 paddleocr_vl pp_chart2table qianfan_ocr
-    qwen2_5_omni_thinker qwen2_5_vl qwen2_vl video_llama_3 video_llava vipllava
-    """.split()
-)
+_PROVEN = """
+lighton_ocr llava llava_next llava_next_video llava_onevision mistral3 paddleocr_vl pp_chart2table qianfan_ocr
+qwen2_5_omni_thinker qwen2_5_vl qwen2_vl video_llama_3 video_llava vipllava
+"""
+GENERIC: frozenset[str] = frozenset(_PROVEN.split())
 
 # The model types of transformers' MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES (5.23).
 _TYPES = """
@@ -176,7 +175,7 @@ def _number(config: Any, names: tuple[str, ...], default: int) -> int:
     for name in names:
         try:
             value = getattr(config, name, None)
-        except AttributeError:  # transformers will not say, because layers differ
+        except Exception:  # transformers will not say, because layers differ
             value = getattr(config.per_layer_config[0], name, None)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value

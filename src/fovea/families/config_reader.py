@@ -90,6 +90,13 @@ class Section:
             raise ModelError(f"{self._where}: {key!r} is {value}; it must be above 0.")
         return value
 
+    def filled(self, defaults: Mapping[str, Any]) -> Section:
+        """The same with `defaults` for the keys that are not there (null is there)."""
+        return Section({**defaults, **self._values}, self._where)
+
+    def without(self, *keys: str) -> Section:
+        return Section({key: value for key, value in self._values.items() if key not in keys}, self._where)
+
     def section(self, key: str) -> Section:
         return Section(self.get(dict, key, {}), f"{self._where}.{key}")
 

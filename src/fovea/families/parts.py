@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +22,17 @@ def plain_rope(theta: float, sections: tuple[int, ...] | None = None) -> RopeSpe
     return RopeSpec(regimes=(RopeRegime(theta),), sections=sections)
 
 
-def llama_decoder(text: Section, rope: RopeSpec, *, qkv_bias: bool, tied_head: bool) -> DecoderSpec:
+def llama_decoder(
+    text: Section,
+    rope: RopeSpec,
+    *,
+    qkv_bias: bool,
+    tied_head: bool,
+    activation_key: str = "hidden_act",
+    activation: str = "silu",
+) -> DecoderSpec:
     """A Llama-shaped decoder from the usual keys; defaults are LlamaConfig's, which published configs rely on."""
-    text.expect("hidden_act", "silu")
+    text.expect(activation_key, activation)
     hidden_size, num_heads = text.count("hidden_size", 4096), text.count("num_attention_heads", 32)
     num_kv_heads = text.count("num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:
@@ -115,11 +124,18 @@ def siglip_tower(
 
 
 def decoder_weights(
-    prefix: str, head: str, spec: DecoderSpec, *, fused: bool, stacked_experts: bool = False
+    prefix: str,
+    head: str,
+    spec: DecoderSpec,
+    *,
+    fused: bool,
+    fused_mlp: bool = False,
+    stacked_experts: bool = False,
+    pairs: bool = False,
 ) -> dict[str, WeightSlot]:
-    """Names below `prefix` ("model."); `fused` when the checkpoint itself joins qkv and gate_up.
+    """Names below `prefix` ("model."); `fused` when the checkpoint itself joins qkv and gate_up, `fused_mlp` gate_up.
 
-    stacked_experts: one tensor holds what all experts of a layer have.
+    stacked_experts: one tensor holds what all experts of a layer have. pairs: see WeightSlot.
     """
     slots = {f"{prefix}embed_tokens.weight": WeightSlot("decoder.embed.weight")}
     slots[f"{prefix}norm.weight"] = WeightSlot("decoder.norm.weight")
@@ -133,7 +149,10 @@ def decoder_weights(
         if spec.moe is not None and i in spec.moe.layers:
             slots |= _expert_weights(f"{theirs}mlp.", f"{ours}experts.", spec, stacked=stacked_experts)
         else:
-            slots |= _mlp_weights(f"{theirs}mlp.", ours, spec.intermediate_size, fused=fused)
+            slots |= _mlp_weights(f"{theirs}mlp.", ours, spec.intermediate_size, fused=fused or fused_mlp)
+        if spec.branch_norms:
+            slots[f"{theirs}post_self_attn_layernorm.weight"] = WeightSlot(f"{ours}attention_branch_norm.weight")
+            slots[f"{theirs}post_mlp_layernorm.weight"] = WeightSlot(f"{ours}mlp_branch_norm.weight")
         if spec.out_bias:
             slots[f"{theirs}self_attn.o_proj.bias"] = WeightSlot(f"{ours}out.bias")
         if spec.qk_norm:
@@ -143,8 +162,14 @@ def decoder_weights(
             slots[f"{theirs}self_attn.qkv_proj.weight"] = WeightSlot(f"{ours}qkv.weight")
             continue
         kinds = ("weight", "bias") if spec.qkv_bias else ("weight",)
-        slots |= joined(theirs + "self_attn.", ours + "qkv", qkv_rows(spec), kinds)
+        names = joined(theirs + "self_attn.", ours + "qkv", qkv_rows(spec), kinds)
+        slots |= {name: _turned(name, slot, spec) for name, slot in names.items()} if pairs else names
     return slots
+
+
+def _turned(name: str, slot: WeightSlot, spec: DecoderSpec) -> WeightSlot:
+    rotated = any(f".{part}." in name for part in ("q_proj", "k_proj"))
+    return replace(slot, pairs=(spec.head_dim, spec.rotary_dim or spec.head_dim)) if rotated else slot
 
 
 def _mlp_weights(theirs: str, ours: str, width: int, *, fused: bool) -> dict[str, WeightSlot]:

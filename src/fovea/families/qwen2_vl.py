@@ -46,7 +46,7 @@ class Qwen2VL(Family):
     architectures = ("Qwen2VLForConditionalGeneration",)
     text_defaults: ClassVar[Mapping[str, Any]] = TEXT_DEFAULTS
     placeholder = "<|image_pad|>"
-    video_placeholder = "<|video_pad|>"
+    video_placeholder: ClassVar[str | None] = "<|video_pad|>"
     processor_options = frozenset({"min_pixels", "max_pixels"})
 
     def read_spec(self) -> ModelSpec:

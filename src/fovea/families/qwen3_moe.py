@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fovea.families.config_reader import Section
 from fovea.families.parts import qwen3_experts
-from fovea.families.spec import ModelSpec
+from fovea.families.spec import DecoderSpec
 from fovea.families.text import TextModel, sliding_window
 
 
@@ -24,12 +24,13 @@ class Qwen3Moe(TextModel):
     reads_bias = True
     qk_norm = True
 
-    def read_spec(self) -> ModelSpec:
-        plain = super().read_spec()
-        experts = qwen3_experts(self.config, plain.decoder, num_experts=128, top_k=8, width=768)
+    @classmethod
+    def read_decoder(cls, config: Section, *, tied_head: bool) -> DecoderSpec:
+        plain = super().read_decoder(config, tied_head=tied_head)
+        experts = qwen3_experts(config, plain, num_experts=128, top_k=8, width=768)
         if experts is not None:
-            experts = replace(experts, normed=self.config.get(bool, "norm_topk_prob", False))
-        return replace(plain, decoder=replace(plain.decoder, moe=experts))
+            experts = replace(experts, normed=config.get(bool, "norm_topk_prob", False))
+        return replace(plain, moe=experts)
 
     @classmethod
     def window(cls, config: Section, num_layers: int) -> int | None:

@@ -8,6 +8,9 @@ from fovea.core.config import ModelImpl
 from fovea.core.errors import UnsupportedModelError, nearest
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
+from fovea.families.gemma import Gemma, Gemma2, Gemma3
+from fovea.families.glm4 import Glm, Glm4
+from fovea.families.glm4v import Glm4V, Glm4VMoe, GlmOcr
 from fovea.families.llama import Llama
 from fovea.families.llava import Llava
 from fovea.families.llava_next import LlavaNext
@@ -36,12 +39,20 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen2_5VL,
     Qwen3VL,
     Qwen3VLMoe,
+    Gemma,
+    Gemma2,
+    Gemma3,
+    Glm4V,
+    Glm4VMoe,
+    GlmOcr,
     Llama,
     Mistral,
     Phi3,
     Qwen2,
     Qwen3,
     Qwen3Moe,
+    Glm,
+    Glm4,
 )
 
 

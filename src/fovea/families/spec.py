@@ -5,7 +5,7 @@ The engine builds modules from these; nothing else about a model reaches it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu"]
@@ -72,6 +72,15 @@ class DecoderSpec:
     `qk_norm`: an RMSNorm over each query and key head before it is rotated (Qwen3, arXiv:2505.09388). `out_bias`: a
     bias behind attention. `rotary_dim`: only the first so many dimensions of a head are rotated; None: all. `window`:
     a token sees so many tokens, itself included; the engine runs such a model only where no sequence outgrows it.
+    `moe`: layers with experts.
+
+    Gemma (arXiv:2403.08295, 2408.00118, 2503.19786): `norm_offset`: norms multiply by 1 + weight. `embed_scale`
+    multiplies embeddings of tokens. `branch_norms`: an RMSNorm over what attention and MLP add, too (GLM-4, Gemma 2).
+    `attention_scale` instead of 1 / sqrt(head_dim). `sliding_layers` see `sliding_window` tokens, itself included, in
+    whatever context; `local_rope` is theirs alone, and without `full_rope` the others rotate nothing (Cohere 2).
+    `attention_softcap` and `logit_softcap`: cap * tanh(x / cap). `logit_scale` multiplies the logits before that.
+    `spans_exceed_window`: see AttentionRule. `norm` "layer" is a LayerNorm without bias. `parallel`: MLP and attention
+    both see the layer's one norm, and both are added to its input.
     """
 
     vocab_size: int
@@ -90,7 +99,32 @@ class DecoderSpec:
     out_bias: bool = False
     rotary_dim: int | None = None
     window: int | None = None
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    norm: NormKind = "rms"
+    norm_offset: bool = False
+    branch_norms: bool = False
+    parallel: bool = False
+    embed_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] = ()
+    spans_exceed_window: bool = False
+    local_rope: RopeSpec | None = None
+    full_rope: bool = True
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
     moe: MoeSpec | None = None
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether some layer's attention is not the usual one."""
+        return (self.attention_scale, self.attention_softcap, self.sliding_window) != (None, None, None)
+
+    def within(self, num_tokens: int) -> DecoderSpec:
+        """The same for sequences up to that length: a window that none outgrows is none."""
+        window = self.sliding_window
+        return self if window is None or window < num_tokens else replace(self, sliding_window=None)
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
@@ -107,6 +141,9 @@ class TowerSpec:
     many merged patches a side, those of `full_layers` over the whole frame.
     `feature_layers`: what comes out of the first so many layers stands side by side, in this order (0: what goes into
     the first); without any, the last layer's output alone. `post_norm`: a norm over that output.
+
+    `bias` and `qkv_bias`: whether linear layers have one. `patch_norm`: a norm before positions are added.
+    `head_norms`: an RMSNorm over each query and key head before it is rotated (GLM-OCR).
     """
 
     num_layers: int
@@ -129,6 +166,10 @@ class TowerSpec:
     feature_layers: tuple[int, ...] = ()
     post_norm: bool = False
     interpolation: Interpolation | None = None
+    bias: bool = True
+    qkv_bias: bool = True
+    patch_norm: bool = False
+    head_norms: bool = False
 
     @property
     def out_width(self) -> int:
@@ -147,7 +188,7 @@ class ProjectorSpec:
     is on the joined patches. `deepstack`: so many layers of the tower beside the last have a merger of their own, with
     such a norm, whose rows are added to the hidden states behind the decoder's first layers (arXiv:2406.04334).
     `separators`: learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it
-    that ends each line (LLaVA-NeXT).
+    that ends each line (LLaVA-NeXT). `gated`: GLM's merger instead, which ends in a gated MLP of `mid_width`.
     """
 
     merge: int
@@ -159,6 +200,7 @@ class ProjectorSpec:
     newline: bool = False
     norm_joined: bool = False
     deepstack: int = 0
+    gated: bool = False
 
 
 EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "bridged"]
@@ -205,12 +247,15 @@ class WeightSlot:
     """Where a checkpoint tensor goes: rows [row, row + rows) of a parameter, or all of it when rows is None.
 
     `stacked`: the tensor is so many matrices, which lie below one another in the parameter; each may be transposed.
+    `pairs` (head width, rotated width): rows of query or key heads whose rotated dimensions stand pair by pair, the two
+    that turn together side by side; here the first of all pairs come before the second, which attention can't tell.
     """
 
     parameter: str
     row: int = 0
     rows: int | None = None
     stacked: int = 0
+    pairs: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

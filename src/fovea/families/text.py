@@ -13,7 +13,7 @@ from fovea.families.base import Family, ModelFiles
 from fovea.families.config_reader import Section
 from fovea.families.parts import decoder_weights, llama_decoder, plain_rope
 from fovea.families.rope import read_rope, rotary_width
-from fovea.families.spec import DecoderSpec, ModelSpec, WeightMap, WeightSlot
+from fovea.families.spec import DecoderSpec, ModelSpec, RopeSpec, WeightMap, WeightSlot
 
 
 class TextModel(Family):
@@ -28,6 +28,8 @@ class TextModel(Family):
     reads_bias: ClassVar[bool] = False
     qk_norm: ClassVar[bool] = False
     partial_rotary: ClassVar[bool] = False
+    activation_key: ClassVar[str] = "hidden_act"
+    activation: ClassVar[str] = "silu"  # the value of that key that is implemented
     fused: ClassVar[bool] = False  # the checkpoint joins q, k, v in one matrix, and gate and up
 
     def __init__(self, files: ModelFiles) -> None:
@@ -47,11 +49,18 @@ class TextModel(Family):
         if not cls.reads_bias:
             config.expect("attention_bias", cls.qkv_bias)
         bias = cls.reads_bias and config.get(bool, "attention_bias", False)
-        plain = llama_decoder(config, plain_rope(10000.0), qkv_bias=bias or cls.qkv_bias, tied_head=tied_head)
+        plain = llama_decoder(
+            config,
+            plain_rope(10000.0),
+            qkv_bias=bias or cls.qkv_bias,
+            tied_head=tied_head,
+            activation_key=cls.activation_key,
+            activation=cls.activation,
+        )
         width = rotary_width(config, plain.head_dim, partial=cls.partial_rotary)
         return replace(
             plain,
-            rope=read_rope(config, width, plain.max_positions),
+            rope=cls.read_rope(config, width, plain.max_positions),
             rotary_dim=None if width == plain.head_dim else width,
             qk_norm=cls.qk_norm,
             out_bias=bias,
@@ -62,6 +71,11 @@ class TextModel(Family):
     def decoder_slots(cls, prefix: str, head: str, decoder: DecoderSpec) -> dict[str, WeightSlot]:
         """Published names of the decoder's tensors below `prefix` ("model.") and of the head."""
         return decoder_weights(prefix, head, decoder, fused=cls.fused)
+
+    @classmethod
+    def read_rope(cls, config: Section, width: int, max_positions: int) -> RopeSpec:
+        """For that many rotated dimensions of a head."""
+        return read_rope(config, width, max_positions)
 
     @classmethod
     def window(cls, config: Section, num_layers: int) -> int | None:

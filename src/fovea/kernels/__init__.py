@@ -11,6 +11,7 @@ from functools import cache
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fovea.core.log import logger
@@ -24,12 +25,14 @@ __all__ = [
     "add_rms_norm",
     "compile_kernels",
     "cut_patches",
+    "gelu_tanh_mul",
     "linear_add",
     "logits",
     "norm_gate_up",
     "norm_qkv",
     "on_compile",
     "paged_attention",
+    "project_qkv",
     "quick_gelu",
     "resample",
     "rms_norm",
@@ -97,7 +100,20 @@ def norm_qkv(
 
         weight, bias = _parameters(linear)
         return fused(x, norm.weight, norm.eps, weight, bias, num_heads, k_cache, v_cache, batch)
-    heads: Tensor = linear(norm(x)).view(x.shape[0], -1, k_cache.shape[-1])
+    return project_qkv(norm(x), linear, num_heads, k_cache, v_cache, batch, head_norms)
+
+
+def project_qkv(
+    x: Tensor,
+    linear: nn.Module,
+    num_heads: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: AttentionBatch,
+    head_norms: tuple[Norm, Norm] | None = None,
+) -> Tensor:
+    """Projection of normed x [T, hidden], then rotate_and_store: rotated queries [T, N, D]."""
+    heads: Tensor = linear(x).view(x.shape[0], -1, k_cache.shape[-1])
     if head_norms is not None:
         q, k, v = heads.split((num_heads, k_cache.shape[2], v_cache.shape[2]), dim=1)
         heads = torch.cat((head_norms[0](q), head_norms[1](k), v), dim=1)
@@ -157,6 +173,12 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
         return fused(gate_up)
     return reference.silu_mul(gate_up)
+
+
+def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
+    """gelu(gate) * up in its tanh form for rows that hold both side by side: [T, 2 * F] to [T, F]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fovea.core.errors import WeightsError
 from fovea.families.bridged import Bridged
 from fovea.families.spec import ModelSpec
+
+LISTED = "[]"  # see pipeline.processor
 
 
 class BridgedModel:
@@ -32,10 +33,16 @@ class BridgedModel:
         return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
 
 
-def to_model(arrays: Mapping[str, NDArray[Any]], model: BridgedModel) -> dict[str, Tensor]:
+def to_model(arrays: Mapping[str, NDArray[Any]], model: BridgedModel) -> dict[str, Any]:
     """On the model's device; numbers with a fraction in its type."""
-    tensors = {name: torch.from_numpy(np.array(array)).to(model.device) for name, array in arrays.items()}
-    return {name: x.to(model.dtype) if x.is_floating_point() else x for name, x in tensors.items()}
+    made: dict[str, Any] = {}
+    for name, array in arrays.items():
+        if name.endswith(LISTED):
+            made[name.removesuffix(LISTED)] = array.tolist()
+            continue
+        tensor = torch.from_numpy(np.array(array)).to(model.device)
+        made[name] = tensor.to(model.dtype) if tensor.is_floating_point() else tensor
+    return made
 
 
 def count_parameters(family: Bridged) -> int:

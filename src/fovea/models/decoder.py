@@ -6,6 +6,7 @@ It sees packed tokens and an AttentionBatch, and owns no state: keys and values 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from fovea import kernels as ops
 from fovea.families.spec import DecoderSpec, RopeSpec
-from fovea.kernels.batch import AttentionBatch
+from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule
 from fovea.models.moe import Experts
 
 KVPages = tuple[Tensor, Tensor]  # keys and values of one layer, each [blocks, block_size, G, D]
@@ -29,30 +30,70 @@ class RMSNorm(nn.Module):
         return ops.rms_norm(x, self.weight, self.eps)
 
 
+class OffsetRMSNorm(RMSNorm):
+    """Multiplies by 1 + weight, in float32 until the end (Gemma). No kernel joins it to anything."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
+        return (wide * (1.0 + self.weight.float())).to(x.dtype)
+
+
+class PlainLayerNorm(RMSNorm):
+    """A LayerNorm without bias, in float32 until the end (Cohere)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = F.layer_norm(x.float(), self.weight.shape, None, None, self.eps)
+        return (self.weight.float() * wide).to(x.dtype)
+
+
+def make_norm(spec: DecoderSpec, width: int) -> RMSNorm:
+    if spec.norm == "layer":
+        return PlainLayerNorm(width, spec.norm_eps)
+    return (OffsetRMSNorm if spec.norm_offset else RMSNorm)(width, spec.norm_eps)
+
+
 class Embedding(nn.Module):
     """nn.Embedding without its initialisation, which on the meta device costs seconds of imports."""
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, rows: int, width: int, scale: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, width))
+        self.scale = scale
 
     def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight)
+        x = F.embedding(ids, self.weight)
+        # As transformers rounds the factor: to the model's type.
+        return x if self.scale == 1.0 else x * torch.full((), self.scale, dtype=x.dtype, device=x.device)
+
+
+def attention_rule(spec: DecoderSpec, number: int) -> AttentionRule:
+    """PLAIN itself where the layer departs from nothing: kernels are chosen by that."""
+    window = spec.sliding_window if number in spec.sliding_layers else None
+    rule = AttentionRule(spec.attention_scale, window, spec.attention_softcap, spec.spans_exceed_window)
+    return PLAIN if (rule.scale, rule.window, rule.softcap) == (None, None, None) else rule
 
 
 class DecoderLayer(nn.Module):
     def __init__(self, spec: DecoderSpec, number: int) -> None:
         super().__init__()
-        self.num_heads = spec.num_heads
+        self.num_heads, self.activation, self.parallel = spec.num_heads, spec.activation, spec.parallel
+        self.rule = attention_rule(spec, number)
         heads = spec.num_heads + 2 * spec.num_kv_heads
-        self.attention_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.attention_norm = make_norm(spec, spec.hidden_size)
         self.qkv = nn.Linear(spec.hidden_size, heads * spec.head_dim, bias=spec.qkv_bias)
         self.head_norms: tuple[RMSNorm, RMSNorm] | None = None
         if spec.qk_norm:
-            self.q_norm, self.k_norm = (RMSNorm(spec.head_dim, spec.norm_eps) for _ in range(2))
+            self.q_norm, self.k_norm = (make_norm(spec, spec.head_dim) for _ in range(2))
             self.head_norms = self.q_norm, self.k_norm
         self.out = nn.Linear(spec.num_heads * spec.head_dim, spec.hidden_size, bias=spec.out_bias)
-        self.mlp_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        if not spec.parallel:
+            self.mlp_norm = make_norm(spec, spec.hidden_size)
+        self.branch_norms: tuple[RMSNorm, RMSNorm] | None = None
+        if spec.branch_norms:
+            self.attention_branch_norm, self.mlp_branch_norm = (make_norm(spec, spec.hidden_size) for _ in range(2))
+            self.branch_norms = self.attention_branch_norm, self.mlp_branch_norm
+        # Kernels join steps of a layer for these alone.
+        self.is_usual = (spec.activation, spec.norm, spec.norm_offset, spec.parallel) == ("silu", "rms", False, False)
         self.has_experts = spec.moe is not None and number in spec.moe.layers
         if spec.moe is not None and self.has_experts:
             self.experts = Experts(spec.hidden_size, spec.moe)
@@ -61,21 +102,49 @@ class DecoderLayer(nn.Module):
         self.down = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
 
     def forward(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:  # [T, hidden], may overwrite x
+        if not self.is_usual:
+            return self._step_by_step(x, pages, batch)
         q = ops.norm_qkv(x, self.attention_norm, self.qkv, self.num_heads, *pages, batch, self.head_norms)
-        x = ops.linear_add(ops.paged_attention(q, *pages, batch).flatten(1), self.out, x)
+        attended = ops.paged_attention(q, *pages, batch, self.rule).flatten(1)
+        if self.branch_norms is not None:
+            x = x + self.branch_norms[0](self.out(attended))
+        else:
+            x = ops.linear_add(attended, self.out, x)
         if self.has_experts:
-            return x + self.experts(self.mlp_norm(x))
-        hidden = ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
-        return ops.linear_add(hidden, self.down, x)
+            added = self.experts(self.mlp_norm(x))
+        else:
+            hidden = ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
+            if self.branch_norms is None:
+                return ops.linear_add(hidden, self.down, x)
+            added = self.down(hidden)
+        return x + (added if self.branch_norms is None else self.branch_norms[1](added))
+
+    def _step_by_step(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:
+        """The same where no kernel joins the steps."""
+        normed = self.attention_norm(x)
+        q = ops.project_qkv(normed, self.qkv, self.num_heads, *pages, batch, self.head_norms)
+        branch: Tensor = self.out(ops.paged_attention(q, *pages, batch, self.rule).flatten(1))
+        if self.parallel:
+            return x + branch + self._mlp(normed)
+        x = x + (branch if self.branch_norms is None else self.branch_norms[0](branch))
+        branch = self._mlp(self.mlp_norm(x))
+        return x + (branch if self.branch_norms is None else self.branch_norms[1](branch))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        joined = self.gate_up(x)
+        hidden = ops.gelu_tanh_mul(joined) if self.activation == "gelu_tanh" else ops.silu_mul(joined)
+        made: Tensor = self.down(hidden)
+        return made
 
 
 class Decoder(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.embed = Embedding(spec.vocab_size, spec.hidden_size)
+        self.embed = Embedding(spec.vocab_size, spec.hidden_size, spec.embed_scale)
         self.layers = nn.ModuleList(DecoderLayer(spec, number) for number in range(spec.num_layers))
-        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.norm = make_norm(spec, spec.hidden_size)
+        self._local_rope: Rope | None = None
         if not spec.tied_head:
             self.head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
@@ -87,15 +156,35 @@ class Decoder(nn.Module):
         deepstack [levels, T, hidden]: each level is added behind a layer, beginning with the first.
         """
         levels = () if deepstack is None else deepstack
+        near, sliding = batch, self.spec.sliding_layers
+        if self.spec.local_rope is not None or not self.spec.full_rope:
+            near, batch = self._rotations(batch)
         for number, (layer, layer_pages) in enumerate(zip(self.layers, pages, strict=True)):
-            x = layer(x, layer_pages, batch)
+            x = layer(x, layer_pages, near if number in sliding else batch)
             if number < len(levels):
                 x = x + levels[number]
         return self.norm(x)
 
+    def _rotations(self, batch: AttentionBatch) -> tuple[AttentionBatch, AttentionBatch]:
+        """The batch for layers that slide, and for the others."""
+        spec, near = self.spec, batch
+        if spec.local_rope is not None:
+            if self._local_rope is None:
+                self._local_rope = Rope(spec.local_rope, spec.rotary_dim or spec.head_dim, batch.cos.device)
+            assert batch.positions is not None
+            cos, sin = self._local_rope(batch.positions, torch.zeros_like(batch.positions[0]))
+            near = replace(batch, cos=cos, sin=sin)
+        if not spec.full_rope:
+            batch = replace(batch, cos=torch.ones_like(batch.cos), sin=torch.zeros_like(batch.sin))
+        return near, batch
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] to [rows, vocabulary] in float32."""
-        return ops.logits(hidden, self.embed.weight if self.spec.tied_head else self.head)
+        logits = ops.logits(hidden, self.embed.weight if self.spec.tied_head else self.head)
+        if self.spec.logit_scale != 1.0:
+            logits = logits * self.spec.logit_scale
+        cap = self.spec.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # as Rope is called

@@ -54,6 +54,25 @@ class Projector(nn.Module):
         return rows
 
 
+class GatedMerger(nn.Module):
+    """GLM's: patches joined by a linear layer, whose columns stand value by value and not patch by patch; another one,
+    a norm, GELU; a gated MLP."""
+
+    def __init__(self, spec: ProjectorSpec, width: int) -> None:
+        super().__init__()
+        self.joining = nn.Linear(width * spec.merge**2, spec.out_width)
+        self.first = nn.Linear(spec.out_width, spec.out_width, bias=False)
+        self.norm = nn.LayerNorm(spec.out_width, spec.norm_eps)
+        self.gate_up = nn.Linear(spec.out_width, 2 * spec.mid_width, bias=False)
+        self.down = nn.Linear(spec.mid_width, spec.out_width, bias=False)
+
+    def merged(self, x: Tensor, patches: int) -> Tensor:
+        """Patches [P, width], so many behind one another joined, to rows [P / patches, hidden]."""
+        x = self.joining(x.unflatten(0, (-1, patches)).transpose(1, 2).flatten(1))
+        rows: Tensor = self.down(ops.silu_mul(self.gate_up(F.gelu(self.norm(self.first(x))))))
+        return rows
+
+
 class ImageEncoder(nn.Module):
     """Tower, projector and the pixel arithmetic between uint8 and patches.
 
@@ -66,7 +85,8 @@ class ImageEncoder(nn.Module):
         self.spec = spec
         self.tower = VisionTower(spec.tower)
         levels = spec.projector.deepstack
-        self.projector = Projector(spec.projector, spec.tower.out_width // (1 + levels))
+        made = GatedMerger if spec.projector.gated else Projector
+        self.projector = made(spec.projector, spec.tower.out_width // (1 + levels))
         if levels:
             own = replace(spec.projector, norm_joined=True)
             self.deepstack = nn.ModuleList(Projector(own, spec.tower.width) for _ in range(levels))

@@ -7,6 +7,8 @@ which a CUDA graph needs, and for the tokens of a decode step it hardly reads mo
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +34,11 @@ class Experts(nn.Module):
             self.shared_gate_up = nn.Linear(hidden_size, 2 * spec.shared_width, bias=False)
             self.shared_down = nn.Linear(spec.shared_width, hidden_size, bias=False)
 
+    def keep_exact(self) -> None:
+        """What experts are chosen by is float32 in every model, as in transformers."""
+        if self.spec.scoring == "sigmoid":
+            self.router_bias = nn.Parameter(self.router_bias.float())
+
     def forward(self, x: Tensor) -> Tensor:  # [T, hidden] to [T, hidden]
         weights, chosen = self.route(x)
         matrices = [matrix.unflatten(0, (self.spec.num_experts, -1)) for matrix in (self.gate_up, self.down)]
@@ -47,21 +54,21 @@ class Experts(nn.Module):
             weights, chosen = scores.topk(spec.top_k, dim=-1)
         else:
             scores = F.linear(x.float(), self.router.float()).sigmoid()
-            chosen = self._in_best_groups(scores + self.router_bias.float()).topk(spec.top_k, dim=-1).indices
+            chosen = self._in_best_groups(scores + self.router_bias).topk(spec.top_k, dim=-1).indices
             weights = scores.gather(1, chosen)
         if spec.normed:
             weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(1e-20)
         return (weights * spec.scale).to(x.dtype), chosen
 
     def _in_best_groups(self, scores: Tensor) -> Tensor:
-        """Scores [T, experts] with 0 outside the groups whose two best experts are best (DeepSeek-V3, 2412.19437)."""
+        """Scores [T, experts] with -inf outside the groups whose two best experts are best."""
         spec = self.spec
         if spec.num_groups == 1:
             return scores
         groups = scores.unflatten(1, (spec.num_groups, -1))
         best = groups.topk(2, dim=-1).values.sum(dim=-1).topk(spec.top_groups, dim=-1).indices
         inside = torch.zeros_like(groups[:, :, 0], dtype=torch.bool).scatter_(1, best, True)
-        return groups.masked_fill(~inside[:, :, None], 0.0).flatten(1)
+        return groups.masked_fill(~inside[:, :, None], -math.inf).flatten(1)
 
 
 def by_expert(x: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

@@ -74,11 +74,15 @@ class VisionBlock(nn.Module):
         self.head_dim, self.activation = spec.width // spec.num_heads, spec.activation
         self.activate = activate_gated if spec.gated else activate
         self.norm1 = make_norm(spec.norm, spec.width, spec.norm_eps)
-        self.qkv = nn.Linear(spec.width, 3 * spec.width)
-        self.out = nn.Linear(spec.width, spec.width)
+        self.qkv = nn.Linear(spec.width, 3 * spec.width, bias=spec.qkv_bias)
+        self.head_norms: tuple[RMSNorm, RMSNorm] | None = None
+        if spec.head_norms:
+            self.q_norm, self.k_norm = (RMSNorm(self.head_dim, spec.norm_eps) for _ in range(2))
+            self.head_norms = self.q_norm, self.k_norm
+        self.out = nn.Linear(spec.width, spec.width, bias=spec.bias)
         self.norm2 = make_norm(spec.norm, spec.width, spec.norm_eps)
-        self.up = nn.Linear(spec.width, spec.mlp_width * (2 if spec.gated else 1))
-        self.down = nn.Linear(spec.mlp_width, spec.width)
+        self.up = nn.Linear(spec.width, spec.mlp_width * (2 if spec.gated else 1), bias=spec.bias)
+        self.down = nn.Linear(spec.mlp_width, spec.width, bias=spec.bias)
 
     def forward(
         self, x: Tensor, branch: Tensor | None, segments: Segments, rope: tuple[Tensor, Tensor] | None
@@ -86,6 +90,9 @@ class VisionBlock(nn.Module):
         """The residual stream [P, width] and what is still to be added to it, before and after the block."""
         x, normed = add_norm(x, branch, self.norm1)
         heads = self.qkv(normed).view(x.shape[0], -1, self.head_dim)
+        if self.head_norms is not None:
+            q, k, v = heads.chunk(3, dim=1)
+            heads = torch.cat((self.head_norms[0](q), self.head_norms[1](k), v), dim=1)
         if rope is not None:
             heads = ops.rotate_qk(heads, *rope)
         q, k, v = heads.chunk(3, dim=1)
@@ -106,6 +113,8 @@ class VisionTower(nn.Module):
         if spec.pre_norm:
             self.pre_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.blocks = nn.ModuleList(VisionBlock(spec) for _ in range(spec.num_layers))
+        if spec.patch_norm:
+            self.patch_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
         if spec.post_norm:
             self.post_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
 
@@ -119,6 +128,8 @@ class VisionTower(nn.Module):
         """Tiles of one size with learned positions: [tiles, n, values] to [tiles, n, out width], no class token."""
         num_tiles, num_patches, _ = patches.shape
         x = self.patch(patches)
+        if self.spec.patch_norm:
+            x = self.patch_norm(x)
         first = int(self.spec.class_token)
         if first:
             x = torch.cat((self.class_token.expand(num_tiles, 1, -1), x), dim=1)
@@ -134,6 +145,8 @@ class VisionTower(nn.Module):
         positions [P, width] added to the patches.
         """
         x = self.patch(patches)
+        if self.spec.patch_norm:
+            x = self.patch_norm(x)
         return self._run(x if learned is None else x + learned, lengths, self._rope(places), windows)
 
     def stretched(self, rows: Tensor, columns: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from fovea.core.errors import WeightsError
 from fovea.families.config_reader import read_json
 from fovea.families.spec import ModelSpec, WeightMap, WeightSlot
+from fovea.models.moe import Experts
 from fovea.models.vlm import VLM
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -30,6 +31,9 @@ def build_empty(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> VL
     """The model with uninitialised memory for its parameters."""
     with torch.device("meta"):
         model = VLM(spec).to(dtype)
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.keep_exact()
     return model.to_empty(device=device).requires_grad_(False).eval()
 
 
@@ -114,6 +118,8 @@ def _matched(tensor: Tensor, name: str, slot: WeightSlot, parameters: dict[str, 
     target = parameters[slot.parameter].data
     if slot.rows is not None:
         target = target[slot.row : slot.row + slot.rows]
+    if slot.pairs is not None and tensor.shape[0] == target.shape[0]:
+        tensor = _halves(tensor, *slot.pairs)
     if slot.stacked:
         target, tensor = _stacked(target, tensor, slot.stacked)
     squeezed = tensor.reshape(target.shape) if tensor.numel() == target.numel() else tensor
@@ -121,6 +127,13 @@ def _matched(tensor: Tensor, name: str, slot: WeightSlot, parameters: dict[str, 
     if squeezed.shape != target.shape or not same_rows:
         raise WeightsError(f"{name!r} has shape {list(tensor.shape)}, the model needs {list(target.shape)}.")
     return target, squeezed
+
+
+def _halves(tensor: Tensor, head_dim: int, rotated: int) -> Tensor:
+    """Rows of heads with the first of all rotated pairs before the second ones."""
+    heads = tensor.unflatten(0, (-1, head_dim))
+    order = [*range(0, rotated, 2), *range(1, rotated, 2), *range(rotated, head_dim)]
+    return heads[:, order].flatten(0, 1)
 
 
 def _stacked(target: Tensor, tensor: Tensor, count: int) -> tuple[Tensor, Tensor]:

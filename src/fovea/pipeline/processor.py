@@ -21,7 +21,8 @@ from fovea.core.log import logger
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-IDS = "input_ids"
+IDS = ("input_ids", "decoder_input_ids")
+LISTED = "[]"  # ends the name of what is a list to the model, not a tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,18 @@ class Processor:
     def __call__(self, text: str, pictures: Sequence[NDArray[np.uint8]], *, add_special_tokens: bool) -> Inputs:
         """Raises PromptError if the processor refuses the text or the number of its pictures."""
         options: dict[str, Any] = {} if add_special_tokens else {"add_special_tokens": False}
+        if text or not pictures:
+            options["text"] = [text]
         if pictures:
             options["images"] = [Image.fromarray(pixels) for pixels in pictures]
         try:
             with self._lock:
-                made = self._processor(text=[text], return_tensors="pt", **options)
-            arrays = {name: _array(value) for name, value in made.items() if value is not None}
+                made = self._processor(return_tensors="pt", **options)
+            arrays = {
+                f"{name}{LISTED}" if isinstance(value, list) else name: _array(value)
+                for name, value in made.items()
+                if value is not None
+            }
         except Exception as error:  # the boundary between one prompt and the rest: the processor's code is not ours
             logger.info("the processor of %s refused a prompt", self._name, exc_info=True)
             raise PromptError(
@@ -68,7 +75,7 @@ class Processor:
                 + (f" ({self.image_token!r})?" if self.image_token else "?"),
                 code="invalid_value",
             ) from error
-        ids = arrays[IDS][0] if IDS in arrays else ()  # some models read the text as a part of the picture
+        ids = next((arrays[name][0] for name in IDS if name in arrays), ())  # a picture may be the whole prompt
         return Inputs(tuple(int(token) for token in ids), arrays)
 
     def _use_pillow(self, folder: Path) -> None:
@@ -91,6 +98,8 @@ class Processor:
 
 def _array(value: Any) -> NDArray[Any]:
     """A tensor or nested lists as an array of numbers."""
+    if "bfloat16" in str(getattr(value, "dtype", "")):
+        value = value.float()  # numpy has no such type
     array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
     if array.dtype.kind not in "biuf":
         raise ModelError("The processor gives something that is no array of numbers.")

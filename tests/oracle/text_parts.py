@@ -1,4 +1,4 @@
-"""The parts of tiny checkpoints with mixtures of experts: sizes, and weights in either published layout."""
+"""Parts of tiny checkpoints that several have: config keys, and mixtures of experts in either published layout."""
 
 from __future__ import annotations
 
@@ -16,6 +16,20 @@ QWEN3_MOE: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "output_router_logits": False,
     "router_aux_loss_coef": 0.001,
+}
+_GLM = {
+    "attention_bias": True,
+    "head_dim": 24,
+    "max_position_embeddings": 32768,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+# Of GLM-4-9B-Chat and GLM-4-9B-0414.
+GLM: dict[str, dict[str, Any]] = {
+    "glm": {**_GLM, "architectures": ["GlmForCausalLM"], "model_type": "glm"},
+    "glm4": {**_GLM, "architectures": ["Glm4ForCausalLM"], "model_type": "glm4"},
 }
 GAIN = 2.0  # of the router: some experts clearly before others
 
