@@ -178,7 +178,9 @@ class AnyResEncoder(ImageEncoder):
         return F.interpolate(every, size=grid[1:], mode="bilinear").permute(0, 2, 3, 1).flatten(0, 2)
 
     def behind_video(self) -> list[Tensor]:
-        return [self.projector.newline[None]] if self.spec.video_pool == "bilinear" else []
+        newline = self.projector.newline
+        assert isinstance(newline, Tensor), "every projector of this layout has one"
+        return [newline[None]] if self.spec.video_pool == "bilinear" else []
 
     def _arrange(self, views: Tensor, field: tuple[int, int], grid: tuple[int, int, int]) -> Tensor:
         """The overview, then the field's lines without its margins, each ended by the newline."""
