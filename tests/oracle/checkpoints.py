@@ -1212,7 +1212,7 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import gemma, glm, llava_kin, qwen3vl  # noqa: E402 - they build on all of this
+from . import gemma, glm, llava_kin, qwen3vl, spans  # noqa: E402 - they build on all of this
 
-CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES, **glm.CASES, **gemma.CASES}
-BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS, **glm.BUILDERS, **gemma.BUILDERS}
+CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES, **glm.CASES, **gemma.CASES, **spans.CASES}
+BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS, **glm.BUILDERS, **gemma.BUILDERS, **spans.BUILDERS}

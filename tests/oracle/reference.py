@@ -7,7 +7,7 @@ resize rounds differently (up to 0.03 on normalised pixels), so an unpinned comp
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ from transformers import (
     AutoModelForImageTextToText,
     Glm4vProcessor,
     Glm4vVideoProcessor,
+    InternVLProcessor,
+    InternVLVideoProcessor,
     LlavaNextProcessor,
     LlavaNextVideoProcessor,
     LlavaNextVideoVideoProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
     LlavaProcessor,
+    Ovis2Processor,
+    PixtralProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
     Qwen2VLProcessor,
@@ -47,6 +51,10 @@ LLAVA_PROCESSORS: dict[str, Any] = {
     "llava_next_video": LlavaNextVideoProcessor,
     "llava_onevision": LlavaOnevisionProcessor,
     "vipllava": LlavaProcessor,
+    "mistral3": PixtralProcessor,
+    "pixtral": PixtralProcessor,
+    "internvl": partial(InternVLProcessor, video_processor=InternVLVideoProcessor()),
+    "ovis2": Ovis2Processor,
 }
 # What the processors of models that see videos insist on (and what needs torchvision).
 VIDEO_PROCESSORS: dict[str, Any] = {
@@ -102,11 +110,40 @@ def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Fl
 
         return phi3v.image_features(folder, images)
     model, processor = load(folder)
-    batch = processor.image_processor(images=_of_one_prompt(folder, images), return_tensors="pt")
+    options = _image_options(folder)
+    batch = processor.image_processor(images=_of_one_prompt(folder, images), return_tensors="pt", **options)
+    counts, grids = batch.pop("num_patches", None), batch.pop("grids", None)
     with torch.no_grad():
         output = model.model.get_image_features(**batch, return_dict=True)
+    if counts is not None:
+        return [tiles.flatten(0, 1).numpy() for tiles in output.pooler_output.split(list(map(int, counts)))]
+    if grids is not None:
+        return _marked(output.pooler_output, output.visual_indicator_features, grids.tolist())
     levels: list[Any] = getattr(output, "deepstack_features", None) or []
     return [np.concatenate([part.numpy() for part in parts], axis=1) for parts in zip(output.pooler_output, *levels)]
+
+
+def _image_options(folder: str | Path) -> dict[str, Any]:
+    """What the processor tells its image processor."""
+    if model_type(folder) == "mistral3":
+        return {"patch_size": 28}  # of the tower, merged
+    return {"crop_to_patches": True} if model_type(folder) == "internvl" else {}
+
+
+def _marked(views: torch.Tensor, marks: torch.Tensor, grids: list[list[int]]) -> list[Floats]:
+    """Ovis2's rows with its indicators: start, overview, grid, tiles with the end of a column or a row, end."""
+    start, behind_overview, column, line, end = marks.unsqueeze(1).unbind()
+    rows, first = [], 0
+    for lines, columns in grids:
+        parts = [start, views[first], behind_overview]
+        first += 1
+        if lines * columns > 1:
+            for place in range(lines * columns):
+                parts += [views[first + place], column if (place + 1) % columns else line]
+            first += lines * columns
+            parts.pop()
+        rows.append(torch.cat([*parts, end]).numpy())
+    return rows
 
 
 def pixels(folder: str | Path, images: Sequence[Image.Image]) -> dict[str, npt.NDArray[Any]]:
@@ -115,7 +152,7 @@ def pixels(folder: str | Path, images: Sequence[Image.Image]) -> dict[str, npt.N
         from . import phi3v
 
         return phi3v.pixels(folder, images)
-    batch = load(folder)[1].image_processor(images=list(images), return_tensors="np")
+    batch = load(folder)[1].image_processor(images=list(images), return_tensors="np", **_image_options(folder))
     return {name: np.asarray(values) for name, values in batch.items()}
 
 
@@ -132,7 +169,8 @@ def positions(folder: str | Path, prompt: str, images: Sequence[Image.Image] = (
 
 def model_type(folder: str | Path) -> str:
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    return str(config["model_type"])
+    tower = config.get("vision_config", {}).get("model_type")
+    return "pixtral" if config["model_type"] == "llava" and tower == "pixtral" else str(config["model_type"])
 
 
 def is_glm(folder: str | Path) -> bool:

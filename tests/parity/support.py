@@ -43,6 +43,11 @@ ATOL: Mapping[str, float] = {
     "qwen2_vl": 1e-4,
     "qwen2_5_vl": 1e-4,
     "qwen2_5_vl-nested": 1e-4,
+    "mistral3": 1e-4,
+    "pixtral": 1e-4,
+    "internvl": 1e-4,
+    "internvl-large": 1e-4,
+    "ovis2": 1e-4,
     "phi3_v": 3e-4,
     "phi3_v-switch-32": 4e-3,
     "phi3": 3e-4,
@@ -68,6 +73,11 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen2_vl": ("qwen2_vl", {}),
     "qwen2_5_vl": ("qwen2_5_vl", {}),
     "qwen2_5_vl-nested": ("qwen2_5_vl", {"nested": 1}),
+    "mistral3": ("mistral3", {}),
+    "pixtral": ("pixtral", {}),
+    "internvl": ("internvl", {}),
+    "internvl-large": ("internvl", {"kind": "internvl-large"}),
+    "ovis2": ("ovis2", {}),
     "qwen3_vl": ("qwen3_vl", {}),
     "qwen3_vl-untied": ("qwen3_vl", {"tied": False, "deepstack": (1,)}),
     "qwen3_vl_moe": ("qwen3_vl_moe", {}),
@@ -103,7 +113,9 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 # The first of each shape runs in every test of the engine, all of them where families differ.
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
-EVERY_FAMILY = (*FAMILIES, "llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
+# Text stands around a picture's rows, between them, or rows have tokens of their own.
+SPANS = ("mistral3", "internvl", "ovis2")
+EVERY_FAMILY = (*FAMILIES, "llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava", *SPANS)
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
 EVERY_CASE += [(variant, case) for variant in (*QWEN, "qwen2_5_vl-nested") for case in VIDEO_CASES]

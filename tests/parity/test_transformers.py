@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fovea.core.errors import PlaceholderError
 from fovea.core.params import SamplingParams
 from fovea.families.registry import load_family
+from fovea.llm import LLM
 from tests.oracle.checkpoints import CASES, Case
 from tests.oracle.reference import load as oracle
 from tests.oracle.reference import reference
@@ -157,6 +159,8 @@ def _drawn(rng: np.random.Generator, name: str) -> Case:
 def test_pictures_of_odd_sizes_give_the_reference_logits(
     checkpoints: Checkpoints, engines: Engines, variant: str, size: tuple[int, int]
 ) -> None:
+    if (variant, size) == ("mistral3", (28, 28)):
+        pytest.skip("transformers fails on a picture of one row")
     case = Case("odd", CASES[variant][0].prompt, ((*size, 9),))
     want = reference(checkpoints.folder(variant), case.prompt, case.images(), max_new_tokens=1)
     assert_logits_agree(variant, prompt_logits(engines.get(variant), question(case)), want.logits)
@@ -166,18 +170,32 @@ def test_pictures_of_odd_sizes_give_the_reference_logits(
 def test_token_ids_in_place_of_text_give_the_same_answer(
     checkpoints: Checkpoints, engines: Engines, variant: str
 ) -> None:
-    """One placeholder id for each picture, as a caller with a tokenizer of its own would send it."""
+    """One placeholder id for each picture, as a caller with a tokenizer of its own would send it, or all of them."""
     llm = engines.get(variant)
     for case in CASES[variant]:
         want = answer(checkpoints.folder(variant), case)
-        ids = _one_placeholder_each(want.token_ids, llm.get_tokenizer().token_id(llm.family.placeholder), case)
-        prompt: dict[str, object] = {"prompt_token_ids": ids}
-        if case.sizes:
-            prompt["multi_modal_data"] = {"image": case.images()}
-        output = ask(llm, prompt)
-        assert list(output.prompt_token_ids) == want.token_ids
-        assert tokens(output) == want.greedy
-        assert output.prompt is None
+        for ids in (_one_placeholder_each(llm, want.token_ids, case), want.token_ids):
+            prompt: dict[str, object] = {"prompt_token_ids": ids}
+            if case.sizes:
+                prompt["multi_modal_data"] = {"image": case.images()}
+            output = ask(llm, prompt)
+            assert list(output.prompt_token_ids) == want.token_ids
+            assert tokens(output) == want.greedy
+            assert output.prompt is None
+
+
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
+def test_expanded_ids_have_to_be_those_of_the_pictures(
+    checkpoints: Checkpoints, engines: Engines, variant: str
+) -> None:
+    case, llm = CASES[variant][1], engines.get(variant)
+    ids = answer(checkpoints.folder(variant), case).token_ids
+    placeholder = llm.get_tokenizer().token_id(llm.family.placeholder)
+    first = ids.index(placeholder or -1)
+    for wrong in ([*ids[:first], *ids[first + 1 :]], [*ids, placeholder], [*ids[:first], placeholder, *ids[first:]]):
+        prompt = {"prompt_token_ids": wrong, "multi_modal_data": {"image": case.images()}}
+        with pytest.raises(PlaceholderError):
+            ask(llm, prompt)
 
 
 def test_a_flat_list_of_ids_is_one_prompt(checkpoints: Checkpoints, engines: Engines) -> None:
@@ -192,8 +210,10 @@ def test_media_reports_tell_sizes_and_tokens(checkpoints: Checkpoints, engines: 
     case = CASES[variant][1]
     output = ask(engines.get(variant), question(case))
     assert [(r.original_width_px, r.original_height_px) for r in output.media] == [size[:2] for size in case.sizes]
-    placeholder = engines.get(variant).get_tokenizer().token_id(engines.get(variant).family.placeholder)
-    assert sum(r.num_tokens for r in output.media) == output.prompt_token_ids.count(placeholder)
+    tokenizer, family = engines.get(variant).get_tokenizer(), engines.get(variant).family
+    around = {"internvl": ("<img>", "</img>"), "mistral3": ("[IMG_END]",)}.get(variant, ())
+    inside = [tokenizer.token_id(text) for text in (family.placeholder, *family.layout_tokens) if text not in around]
+    assert sum(r.num_tokens for r in output.media) == sum(output.prompt_token_ids.count(token) for token in inside)
     assert not any(r.cache_hit for r in output.media)
 
 
@@ -235,8 +255,16 @@ def test_without_logprobs_none_are_given(engines: Engines) -> None:
     assert output.outputs[0].cumulative_logprob is None
 
 
-def _one_placeholder_each(token_ids: list[int], placeholder: int, case: Case) -> list[int]:
-    """The expanded ids with each run of placeholders as one; the cases never put two pictures side by side bare."""
+def _one_placeholder_each(llm: LLM, token_ids: list[int], case: Case) -> list[int]:
+    """The expanded ids with each run of placeholders as one; the cases never put two pictures side by side bare.
+
+    Where text stands around or between a picture's rows, the prompt's own ids.
+    """
+    tokenizer, family = llm.get_tokenizer(), llm.family
+    placeholder = tokenizer.token_id(family.placeholder)
+    if family.layout_tokens:
+        text = case.prompt.replace(family.text_placeholder or family.placeholder, family.placeholder)
+        return list(tokenizer.encode(text))
     ids = [t for i, t in enumerate(token_ids) if t != placeholder or i == 0 or token_ids[i - 1] != placeholder]
     assert ids.count(placeholder) == len(case.sizes)
     return ids

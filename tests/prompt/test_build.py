@@ -9,6 +9,7 @@ import pytest
 
 from fovea.core.errors import PlaceholderError, PromptError
 from fovea.core.types import ROW, MediaSpan
+from fovea.families.base import Mark
 from fovea.families.registry import load_family
 from fovea.prompt.build import PictureRun, SlottedPrompt, expand, picture_run, placeholder_token, tokenize
 from fovea.prompt.forms import MediaInput, PromptForm
@@ -52,14 +53,18 @@ def test_each_place_is_repeated_to_its_picture_s_length() -> None:
 
 
 def test_text_around_a_picture_and_between_its_rows_is_put_there() -> None:
-    run = PictureRun(4, inside=(ROW, 7, ROW, ROW), before=(5, 6), after=(8,))
+    run = PictureRun(4, shown=(ROW, 7, ROW, ROW), before=(5, 6), after=(8,))
     ids, spans = expand(SlottedPrompt((1, 99, 2, 99), (1, 3)), [run, PictureRun(1)])
     assert ids == (1, 5, 6, 99, 7, 99, 99, 8, 2, 99)
     assert spans == (MediaSpan(3, 4), MediaSpan(9, 1))
 
 
 def test_ids_that_a_processor_expanded_are_left_as_they_are() -> None:
-    run = PictureRun(4, inside=(ROW, 7, ROW, ROW), before=(5, 6), after=(8,))
+    run = PictureRun(4, shown=(ROW, 7, ROW, ROW), before=(5, 6), after=(8,))
+    marked = PictureRun(3, shown=(40, ROW, 41), before=(5,))
+    ids: tuple[int, ...] = (1, 5, 40, 99, 41, 5, 40, 99, 41)
+    found = expand(SlottedPrompt(ids, (3, 7), is_expanded=True), [marked, marked])
+    assert found == (ids, (MediaSpan(2, 3), MediaSpan(6, 3)))
     ids = (1, 5, 6, 99, 7, 99, 99, 8, 99, 99, 2)
     slots = tuple(i for i, token in enumerate(ids) if token == 99)
     prompt = SlottedPrompt(ids, slots, is_expanded=True)
@@ -72,23 +77,28 @@ def test_ids_that_a_processor_expanded_are_left_as_they_are() -> None:
 class Rows:
     """A family of which only the layout is asked for."""
 
-    def __init__(self, *layout: int | str) -> None:
+    name = "Rows"
+
+    def __init__(self, *layout: int | str | Mark) -> None:
         self.layout = layout
 
-    def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> tuple[int | str, ...]:
+    def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> tuple[int | str | Mark, ...]:
         return self.layout
 
 
 def test_a_layout_becomes_a_run(llava: Folder) -> None:
-    def run(*layout: int | str, rows: int) -> PictureRun:
+    def run(*layout: int | str | Mark, rows: int) -> PictureRun:
         return picture_run(Rows(*layout), llava.tokenizer, (1, 1, rows), rows)  # type: ignore[arg-type]
 
     bos, eos = (llava.tokenizer.token_id(text) for text in ("<s>", "</s>"))
     assert bos is not None
     assert eos is not None
     assert run(2, 3, rows=5) == PictureRun(5)
-    assert run("<s>", "</s>", 2, "<s>", 1, "</s>", rows=3) == PictureRun(4, (ROW, ROW, bos, ROW), (bos, eos), (eos,))
-    assert run("<s>", 3, "</s>", rows=3) == PictureRun(3, None, (bos,), (eos,)), "what is around it is not in its span"
+    span = (ROW, ROW, bos, ROW)
+    assert run("<s>", "</s>", 2, "<s>", 1, "</s>", rows=3) == PictureRun(4, span, span, (bos, eos), (eos,))
+    around = PictureRun(3, before=(bos,), after=(eos,))
+    assert run("<s>", 3, "</s>", rows=3) == around, "what is around it is not in its span"
+    assert run(Mark("<s>"), 2, Mark("</s>"), rows=4) == PictureRun(4, shown=(bos, ROW, ROW, eos))
     with pytest.raises(AssertionError, match="another number of rows"):
         run(2, rows=3)
 

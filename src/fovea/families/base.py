@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from fovea.core.errors import (
     EmbeddingsError,
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 LOW_DETAIL_PIXELS = 512 * 512  # what OpenAI's API shows a model of a picture with detail "low"
+
+
+class Mark(NamedTuple):
+    """A row of embeddings whose token in the prompt is this special one and not the placeholder."""
+
+    token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,7 @@ class Family(ABC):
     video_placeholder: ClassVar[str | None] = None  # the same for a video; None: the family takes none
     video_rule: VideoRule = VideoRule()
     video_frame: ClassVar[tuple[str, str] | None] = None  # tokens around it in a text that its layout has itself
+    text_placeholder: ClassVar[str | None] = None  # what stands for one in text, where that is no token
     layout_tokens: ClassVar[tuple[str, ...]] = ()  # special tokens in `image_layout`, which a tokenizer must have
     image_tag: ClassVar[re.Pattern[str] | None] = None  # numbered tags in the text, where these are no tokens
     processor_options: ClassVar[frozenset[str]] = frozenset()
@@ -89,6 +96,11 @@ class Family(ABC):
     @property
     def name(self) -> str:
         return self.architectures[0]
+
+    @classmethod
+    def describes(cls, config: Mapping[str, Any]) -> bool:
+        """Whether a config with one of `architectures` is this family's: several may share one."""
+        return True
 
     @abstractmethod
     def read_spec(self) -> ModelSpec:
@@ -238,18 +250,18 @@ class Family(ABC):
         assert self.video_placeholder is not None, "asked of families with videos only"
         return self.video_placeholder
 
-    def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> Sequence[int | str] | None:
+    def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> Sequence[int | str | Mark] | None:
         """What a picture with this grid becomes in the prompt: numbers of rows of embeddings, and text between them.
 
-        None: `num_rows` rows and nothing else. The numbers add up to `num_rows`. Each text (neighbours are joined) is
-        tokenised for itself with its special tokens, so it begins and ends with one, or stands between two rows. What
-        comes before the first row and after the last is no part of the picture's span.
+        None: `num_rows` rows and nothing else. Numbers and marks add up to `num_rows`. Each text (neighbours are
+        joined) is tokenised for itself with its special tokens, so it begins and ends with one, or stands between two
+        rows. What comes before the first row and after the last is no part of the picture's span.
         """
         return None
 
     def video_layout(
         self, grid: tuple[int, int, int], num_rows: int, times_s: Sequence[float]
-    ) -> Sequence[int | str] | None:
+    ) -> Sequence[int | str | Mark] | None:
         """The same for a video, whose sampled frames stand at these seconds (none: nobody knows)."""
         return None
 

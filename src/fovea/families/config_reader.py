@@ -46,6 +46,23 @@ def read_text(path: Path) -> str:
         raise ModelError(f"{path} cannot be read as UTF-8 text.") from None
 
 
+def tensor_names(folder: Path) -> frozenset[str] | None:
+    """Names of a checkpoint's tensors, from its index or the header of its one file; None without either.
+
+    What is broken about these is told when the weights are loaded.
+    """
+    index = read_json(folder, "model.safetensors.index.json").get("weight_map")
+    if isinstance(index, dict):
+        return frozenset(map(str, index))
+    try:
+        with (folder / "model.safetensors").open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, MAX_FILE_BYTES)))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return frozenset(header) if isinstance(header, dict) else None
+
+
 class Section:
     """A part of a config, read key by key with types checked."""
 

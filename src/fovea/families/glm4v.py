@@ -104,7 +104,7 @@ _TEXT_NAMES = {"glm4v": "glm4v_text", "glm4v_moe": "glm4v_moe_text", "glm_ocr": 
 
 
 class Glm4V(Qwen2VL):
-    architectures = ("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration")
+    architectures: ClassVar[tuple[str, ...]] = ("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration")
     text_defaults: ClassVar[Mapping[str, Any]] = {}  # they depend on the model_type
     placeholder = "<|image|>"
     video_placeholder = None  # its layout of frames and times is another

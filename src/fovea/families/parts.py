@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fovea.core.errors import UnsupportedModelError
+from fovea.core.errors import EmbeddingsError, UnsupportedModelError
 from fovea.core.types import MediaSpan
-from fovea.families.config_reader import Section
+from fovea.families.config_reader import Section, tensor_names
 from fovea.families.spec import DecoderSpec, MoeSpec, RopeRegime, RopeSpec, TowerSpec, WeightSlot
 
 if TYPE_CHECKING:
@@ -297,6 +298,48 @@ def longrope_scale(max_positions: int, original: int) -> float:
     """sqrt(1 + ln(max/original) / ln(original)), LongRoPE's factor on cos and sin as in Phi-3's published code."""
     ratio = max_positions / original
     return 1.0 if ratio <= 1.0 else math.sqrt(1 + math.log(ratio) / math.log(original))
+
+
+def tied_unless_published(config: Section, folder: Path) -> bool:
+    """Whether the head is the embedding: by default it is, but a head in the checkpoint is one of its own (the rule of
+    transformers 5, on which published configs rely). Without a checkpoint only a config that says so ties."""
+    names = tensor_names(folder)
+    if names is None:
+        return config.get(bool, "tie_word_embeddings", False)
+    published = any(name.endswith("lm_head.weight") for name in names)
+    return config.get(bool, "tie_word_embeddings", True) and not published
+
+
+def given_grid(
+    name: str, merge: int, num_rows: int, grid: tuple[int, int, int] | None, *, still: bool = False
+) -> tuple[int, int, int]:
+    """The patch grid that must come beside embeddings of a picture of any size. `still`: it has no frames."""
+    if grid is None:
+        raise EmbeddingsError(
+            f"{name} needs image_grid_thw beside image_embeds: pass a dict "
+            '{"image_embeds": ..., "image_grid_thw": ...}.'
+        )
+    if any(n < 1 for n in grid) or grid[1] % merge or grid[2] % merge:
+        raise EmbeddingsError(f"image_grid_thw is {list(grid)}; height and width must be multiples of {merge}.")
+    if still and grid[0] != 1:
+        raise EmbeddingsError(f"image_grid_thw is {list(grid)}; {name} takes single pictures, whose time is 1.")
+    if grid[0] * grid[1] * grid[2] != num_rows * merge**2:
+        raise EmbeddingsError(
+            f"image_grid_thw {list(grid)} means {math.prod(grid) // merge**2} embeddings, {num_rows} were given."
+        )
+    return grid
+
+
+def largest_fitting(width_px: int, height_px: int, factor: int, max_pixels: int) -> tuple[int, int]:
+    """Width and height of this shape, as nearly as multiples of `factor` of at most `max_pixels` in all can have it."""
+    beta = math.sqrt(width_px * height_px / max_pixels)
+    columns, rows = (max(1, math.floor(side / beta / factor)) for side in (width_px, height_px))
+    most = max_pixels // factor**2
+    if columns > rows:
+        columns = min(columns, most // rows)
+    else:
+        rows = min(rows, most // columns)
+    return columns * factor, rows * factor
 
 
 def interpolated(rows: int, columns: int, side: int, max_tiles: int) -> tuple[int, int]:

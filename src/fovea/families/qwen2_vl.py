@@ -8,11 +8,20 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fovea.core.errors import EmbeddingsError, InvalidOptionError, MediaError, MediaLimitError, UnsupportedModelError
+from fovea.core.errors import InvalidOptionError, MediaError, MediaLimitError, UnsupportedModelError
 from fovea.core.types import ImagePlan, MediaSpan, PixelBudget
 from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
 from fovea.families.config_reader import Section
-from fovea.families.parts import decoder_weights, joined, llama_decoder, mrope_positions, plain_rope, same_names
+from fovea.families.parts import (
+    decoder_weights,
+    given_grid,
+    joined,
+    largest_fitting,
+    llama_decoder,
+    mrope_positions,
+    plain_rope,
+    same_names,
+)
 from fovea.families.spec import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
 from fovea.families.video import VideoRule
 
@@ -43,7 +52,7 @@ TEXT_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 
 
 class Qwen2VL(Family):
-    architectures = ("Qwen2VLForConditionalGeneration",)
+    architectures: ClassVar[tuple[str, ...]] = ("Qwen2VLForConditionalGeneration",)
     text_defaults: ClassVar[Mapping[str, Any]] = TEXT_DEFAULTS
     placeholder = "<|image_pad|>"
     video_placeholder: ClassVar[str | None] = "<|video_pad|>"
@@ -260,19 +269,7 @@ class Qwen2VL(Family):
         return self._plan(*largest_fitting(width_px, height_px, self._cell_px, most))
 
     def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
-        merge = self.spec.projector.merge
-        if grid is None:
-            raise EmbeddingsError(
-                f"{self.name} needs image_grid_thw beside image_embeds: pass a dict "
-                '{"image_embeds": ..., "image_grid_thw": ...}.'
-            )
-        if any(n < 1 for n in grid) or grid[1] % merge or grid[2] % merge:
-            raise EmbeddingsError(f"image_grid_thw is {list(grid)}; height and width must be multiples of {merge}.")
-        if grid[0] * grid[1] * grid[2] != num_rows * merge**2:
-            raise EmbeddingsError(
-                f"image_grid_thw {list(grid)} means {math.prod(grid) // merge**2} embeddings, {num_rows} were given."
-            )
-        return grid
+        return given_grid(self.name, self.spec.projector.merge, num_rows, grid)
 
     def positions(
         self,
@@ -350,15 +347,3 @@ def smart_resize(width_px: int, height_px: int, factor: int, min_pixels: int, ma
         beta = math.sqrt(min_pixels / (width_px * height_px))
         width, height = (math.ceil(side * beta / factor) * factor for side in (width_px, height_px))
     return width, height
-
-
-def largest_fitting(width_px: int, height_px: int, factor: int, max_pixels: int) -> tuple[int, int]:
-    """Width and height of this shape, as nearly as multiples of `factor` of at most `max_pixels` in all can have it."""
-    beta = math.sqrt(width_px * height_px / max_pixels)
-    columns, rows = (max(1, math.floor(side / beta / factor)) for side in (width_px, height_px))
-    most = max_pixels // factor**2
-    if columns > rows:
-        columns = min(columns, most // rows)
-    else:
-        rows = min(rows, most // columns)
-    return columns * factor, rows * factor

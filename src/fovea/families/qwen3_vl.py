@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 from fovea.core.errors import MediaLimitError, UnsupportedModelError
 from fovea.core.types import ImagePlan, PixelBudget
 from fovea.families.config_reader import Section
-from fovea.families.parts import decoder_weights, llama_decoder, plain_rope, same_names
-from fovea.families.qwen2_vl import MAX_ASPECT, Qwen2VL, largest_fitting, tower_theta
+from fovea.families.parts import decoder_weights, largest_fitting, llama_decoder, plain_rope, same_names
+from fovea.families.qwen2_vl import MAX_ASPECT, Qwen2VL, tower_theta
 from fovea.families.spec import DecoderSpec, ProjectorSpec, RopeSpec, TowerSpec, WeightMap, WeightSlot
 from fovea.families.video import UNKNOWN_FPS
 

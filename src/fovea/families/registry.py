@@ -11,12 +11,15 @@ from fovea.families.bridged import BRIDGED, GENERIC, Bridged
 from fovea.families.gemma import Gemma, Gemma2, Gemma3
 from fovea.families.glm4 import Glm, Glm4
 from fovea.families.glm4v import Glm4V, Glm4VMoe, GlmOcr
+from fovea.families.internvl import InternVL
 from fovea.families.llama import Llama
 from fovea.families.llava import Llava
 from fovea.families.llava_next import LlavaNext
 from fovea.families.llava_next_video import LlavaNextVideo
 from fovea.families.llava_onevision import LlavaOnevision
 from fovea.families.mistral import Mistral
+from fovea.families.mistral3 import Mistral3, Pixtral
+from fovea.families.ovis2 import Ovis2
 from fovea.families.phi3 import Phi3
 from fovea.families.phi3_v import Phi3V
 from fovea.families.qwen2 import Qwen2
@@ -29,6 +32,7 @@ from fovea.families.qwen3_vl_moe import Qwen3VLMoe
 from fovea.families.vipllava import VipLlava
 
 FAMILIES: tuple[type[Family], ...] = (
+    Pixtral,  # before Llava, whose class it has
     Llava,
     LlavaNext,
     LlavaNextVideo,
@@ -39,6 +43,9 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen2_5VL,
     Qwen3VL,
     Qwen3VLMoe,
+    Mistral3,
+    InternVL,
+    Ovis2,
     Gemma,
     Gemma2,
     Gemma3,
@@ -86,14 +93,14 @@ def _own_family(files: ModelFiles, folder: Path) -> type[Family] | None:
     if not isinstance(names, list) or any(not isinstance(name, str) for name in names):
         raise UnsupportedModelError(f"{folder}: 'architectures' in config.json must be a list of names.")
     for family in FAMILIES:
-        if set(family.architectures) & set(names):
+        if set(family.architectures) & set(names) and family.describes(files.config):
             return family
     return None
 
 
 def _unsupported(files: ModelFiles, folder: Path, model_impl: ModelImpl) -> UnsupportedModelError:
     names = files.config.get("architectures") or []
-    known = sorted(name for family in FAMILIES for name in family.architectures)
+    known = sorted({name for family in FAMILIES for name in family.architectures})
     wanted = ", ".join(map(str, names)) or "no architecture"
     hint = nearest(str(names[0]), known) if names else ""
     how = "" if model_impl == "auto" else f" with model_impl {model_impl!r}"

@@ -140,10 +140,13 @@ class TowerSpec:
     time slots. `gated`: the MLP is activation(gate) * up. `window` set means that layers attend inside squares of so
     many merged patches a side, those of `full_layers` over the whole frame.
     `feature_layers`: what comes out of the first so many layers stands side by side, in this order (0: what goes into
-    the first); without any, the last layer's output alone. `post_norm`: a norm over that output.
+    the first); without any, the last layer's output alone.
 
-    `bias` and `qkv_bias`: whether linear layers have one. `patch_norm`: a norm before positions are added.
-    `head_norms`: an RMSNorm over each query and key head before it is rotated (GLM-OCR).
+    `bias` and `qkv_bias`: whether linear layers have one. `qk_norm`: an RMSNorm over queries and keys, all heads
+    together; `head_norms`: one over each query and key head before it is rotated (GLM-OCR). `layer_scale`: a learned
+    factor for each value of what a branch adds. `patch_norm`: a norm before positions are added. `post_norm`: one
+    behind the last layer. `rope_between`: columns turn by frequencies that lie between the rows' (Pixtral), not by the
+    same.
     """
 
     num_layers: int
@@ -157,6 +160,12 @@ class TowerSpec:
     class_token: bool = False
     pre_norm: bool = False
     patch_bias: bool = False
+    bias: bool = True
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    layer_scale: bool = False
+    patch_norm: bool = False
+    rope_between: bool = False
     num_positions: int = 0
     rope_theta: float | None = None
     norm: NormKind = "layer"
@@ -166,9 +175,6 @@ class TowerSpec:
     feature_layers: tuple[int, ...] = ()
     post_norm: bool = False
     interpolation: Interpolation | None = None
-    bias: bool = True
-    qkv_bias: bool = True
-    patch_norm: bool = False
     head_norms: bool = False
 
     @property
@@ -189,6 +195,10 @@ class ProjectorSpec:
     such a norm, whose rows are added to the hidden states behind the decoder's first layers (arXiv:2406.04334).
     `separators`: learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it
     that ends each line (LLaVA-NeXT). `gated`: GLM's merger instead, which ends in a gated MLP of `mid_width`.
+
+    `merge_linear`: joined patches become as wide as one by a linear layer of their own, whose columns stand value by
+    value and not patch by patch (Mistral 3). `vocabulary`: a softmax over so many visual tokens, by which rows of a
+    table are mixed, and `marks` more rows of it that stand between tiles (Ovis2).
     """
 
     merge: int
@@ -200,10 +210,14 @@ class ProjectorSpec:
     newline: bool = False
     norm_joined: bool = False
     deepstack: int = 0
+    merge_linear: bool = False
+    bias: bool = True
+    vocabulary: int = 0
+    marks: int = 0
     gated: bool = False
 
 
-EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "bridged"]
+EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "tiles", "marked_tiles", "bridged"]
 
 # Who runs a model: Fovea's own modules; transformers' decoder over Fovea's pages; transformers with its own caches.
 ModelPath = Literal["fused", "generic", "compatible"]

@@ -1,9 +1,11 @@
-"""From pictures to rows for the decoder: canvas -> patches -> tower -> projector, four layouts.
+"""From pictures to rows for the decoder: canvas -> patches -> tower -> projector, six layouts.
 
 fixed        every picture is one tile of one size                        (LLaVA-1.5, VipLLaVA)
 anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT, -OneVision)
 hd_crops     a picture is a global view and a grid of tiles               (Phi-3-vision)
-merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, Qwen2.5-VL, Qwen3-VL)
+merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, -2.5-VL, -3-VL, Mistral 3)
+tiles        a picture is a field of merged tiles and, of several, an overview  (InternVL)
+marked_tiles the same, overview first, with rows between that mark the layout  (Ovis2)
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,25 +36,51 @@ class Projector(nn.Module):
         self.norm_joined = spec.norm_joined
         if spec.norm:
             self.norm = make_norm(spec.norm, joined if spec.norm_joined else width, spec.norm_eps)
+        if spec.merge_linear:
+            self.merging = nn.Linear(joined, width, bias=False)
+            joined = width
         if spec.separators:
             self.line_separator = nn.Parameter(torch.empty(joined))
             self.view_separator = nn.Parameter(torch.empty(joined))
         if spec.newline:
             self.newline = nn.Parameter(torch.empty(spec.out_width))
-        self.first = nn.Linear(joined, spec.mid_width)
-        self.second = nn.Linear(spec.mid_width, spec.out_width)
+        self.first = nn.Linear(joined, spec.mid_width, bias=spec.bias)
+        self.second = nn.Linear(spec.mid_width, spec.out_width, bias=spec.bias)
+        self.spec = spec
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.spec.merge_linear:
+            x = self.merging(x.unflatten(-1, (self.spec.merge**2, -1)).transpose(-1, -2).flatten(-2))
         return self.second(F.gelu(self.first(x)))
 
     def merged(self, x: Tensor, patches: int) -> Tensor:
         """Patches [P, width], so many behind one another joined, to rows [P / patches, hidden]."""
-        if self.norm_joined:
-            x = self.norm(x.unflatten(0, (-1, patches)).flatten(1))
+        if self.norm_joined or not self.spec.norm:
+            x = x.unflatten(0, (-1, patches)).flatten(1)
+            x = self.norm(x) if self.spec.norm else x
         else:
             x = self.norm(x).unflatten(0, (-1, patches)).flatten(1)
         rows: Tensor = self(x)
         return rows
+
+
+class VisualVocabulary(nn.Module):
+    """Each row is a mixture of a table's rows, weighted by a softmax over visual tokens (Ovis, arXiv:2405.20797)."""
+
+    def __init__(self, spec: ProjectorSpec, width: int) -> None:
+        super().__init__()
+        self.vocabulary = spec.vocabulary
+        self.head = nn.Linear(width * spec.merge**2, spec.vocabulary, bias=False)
+        self.norm = nn.LayerNorm(spec.vocabulary, spec.norm_eps)
+        self.table = nn.Parameter(torch.empty(spec.vocabulary + spec.marks, spec.out_width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Joined patches [..., merged width] to [..., hidden]."""
+        return self.norm(self.head(x)).softmax(-1) @ self.table[: self.vocabulary]
+
+    @property
+    def marks(self) -> Tensor:
+        return self.table[self.vocabulary :]
 
 
 class GatedMerger(nn.Module):
@@ -84,9 +113,11 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.tower = VisionTower(spec.tower)
-        levels = spec.projector.deepstack
-        made = GatedMerger if spec.projector.gated else Projector
-        self.projector = made(spec.projector, spec.tower.out_width // (1 + levels))
+        levels, width = spec.projector.deepstack, spec.tower.out_width
+        made: type[nn.Module] = GatedMerger if spec.projector.gated else Projector
+        if spec.projector.vocabulary:
+            made = VisualVocabulary
+        self.projector: Any = made(spec.projector, width // (1 + levels))
         if levels:
             own = replace(spec.projector, norm_joined=True)
             self.deepstack = nn.ModuleList(Projector(own, spec.tower.width) for _ in range(levels))
@@ -238,6 +269,52 @@ class HDCropsEncoder(ImageEncoder):
         return torch.cat((lines, separator), dim=1).flatten(0, 1)
 
 
+class TilesEncoder(ImageEncoder):
+    """A canvas is a field of tiles and, if these are several, the overview below; a grid is (1, rows, columns)."""
+
+    def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        tile = self.spec.tile_px
+        parts: list[Tensor] = []
+        for canvas, (_, rows, columns) in zip(canvases, grids, strict=True):
+            parts.append(canvas[: rows * tile])
+            if rows * columns > 1:
+                parts.append(canvas[-tile:, :tile].contiguous())
+        merged = self._merge(self.tower.tiles(self.tile_patches(parts)))
+        norm = self.spec.projector.norm
+        views = self.projector(self.projector.norm(merged) if norm else merged)
+        counts = [rows * columns + (rows * columns > 1) for _, rows, columns in grids]
+        return [self._arrange(*one) for one in zip(views.split(counts), grids, strict=True)]
+
+    def _merge(self, views: Tensor) -> Tensor:
+        """Join blocks of patches: [views, patches, width] to [views, rows, merged width]."""
+        merge = self.spec.projector.merge
+        side = self.spec.tile_px // self.spec.tower.patch_px // merge
+        blocks = views.unflatten(1, (side, merge, side, merge)).transpose(2, 3)
+        return blocks.flatten(3).flatten(1, 2)
+
+    def _arrange(self, views: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """The tiles in reading order, then the overview."""
+        return views.flatten(0, 1)
+
+
+class MarkedTilesEncoder(TilesEncoder):
+    """Marks, in their table's order: start; behind the overview; between tiles of a line; between lines; end."""
+
+    def _arrange(self, views: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        _, rows, columns = grid
+        begin, after_overview, column_end, line_end, end = self.projector.marks.unsqueeze(1).unbind()
+        if rows * columns == 1:
+            return torch.cat((begin, views[0], after_overview, end))
+        parts = [begin, views[-1], after_overview]
+        for number, tile in enumerate(views[:-1], 1):
+            parts.append(tile)
+            if number % columns:
+                parts.append(column_end)
+            elif number < rows * columns:
+                parts.append(line_end)
+        return torch.cat((*parts, end))
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """How the patches of one size lie in the tower. Without windows in merge-block order; else window by window."""
@@ -350,4 +427,6 @@ ENCODERS: dict[str, type[ImageEncoder]] = {
     "anyres": AnyResEncoder,
     "hd_crops": HDCropsEncoder,
     "merged_grid": MergedGridEncoder,
+    "tiles": TilesEncoder,
+    "marked_tiles": MarkedTilesEncoder,
 }

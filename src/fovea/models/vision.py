@@ -15,6 +15,7 @@ from fovea.families.spec import Activation, Interpolation, NormKind, TowerSpec
 from fovea.kernels.batch import Segments
 from fovea.models.decoder import RMSNorm
 
+QK_NORM_EPS = 1e-6
 BICUBIC_A = -0.75  # of Keys' kernel, as torch has it
 
 
@@ -75,21 +76,32 @@ class VisionBlock(nn.Module):
         self.activate = activate_gated if spec.gated else activate
         self.norm1 = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.qkv = nn.Linear(spec.width, 3 * spec.width, bias=spec.qkv_bias)
+        self.qk_norms: tuple[RMSNorm, RMSNorm] | None = None
         self.head_norms: tuple[RMSNorm, RMSNorm] | None = None
-        if spec.head_norms:
+        if spec.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(spec.width, QK_NORM_EPS) for _ in range(2))
+            self.qk_norms = self.q_norm, self.k_norm
+        elif spec.head_norms:
             self.q_norm, self.k_norm = (RMSNorm(self.head_dim, spec.norm_eps) for _ in range(2))
             self.head_norms = self.q_norm, self.k_norm
         self.out = nn.Linear(spec.width, spec.width, bias=spec.bias)
         self.norm2 = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.up = nn.Linear(spec.width, spec.mlp_width * (2 if spec.gated else 1), bias=spec.bias)
         self.down = nn.Linear(spec.mlp_width, spec.width, bias=spec.bias)
+        self.scaled = spec.layer_scale
+        if spec.layer_scale:
+            self.scale1, self.scale2 = (nn.Parameter(torch.empty(spec.width)) for _ in range(2))
 
     def forward(
         self, x: Tensor, branch: Tensor | None, segments: Segments, rope: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """The residual stream [P, width] and what is still to be added to it, before and after the block."""
         x, normed = add_norm(x, branch, self.norm1)
-        heads = self.qkv(normed).view(x.shape[0], -1, self.head_dim)
+        qkv = self.qkv(normed)
+        if self.qk_norms is not None:
+            q, k, v = qkv.chunk(3, dim=-1)
+            qkv = torch.cat((self.qk_norms[0](q), self.qk_norms[1](k), v), dim=-1)
+        heads = qkv.view(x.shape[0], -1, self.head_dim)
         if self.head_norms is not None:
             q, k, v = heads.chunk(3, dim=1)
             heads = torch.cat((self.head_norms[0](q), self.head_norms[1](k), v), dim=1)
@@ -97,8 +109,11 @@ class VisionBlock(nn.Module):
             heads = ops.rotate_qk(heads, *rope)
         q, k, v = heads.chunk(3, dim=1)
         attended = self.out(ops.segment_attention(q, k, v, segments).flatten(1))
+        if self.scaled:
+            attended = attended * self.scale1
         x, normed = add_norm(x, attended, self.norm2)
-        return x, self.down(self.activate(self.up(normed), self.activation))
+        added = self.down(self.activate(self.up(normed), self.activation))
+        return x, added * self.scale2 if self.scaled else added
 
 
 class VisionTower(nn.Module):
@@ -181,6 +196,8 @@ class VisionTower(nn.Module):
         assert self.spec.rope_theta is not None
         quarter = self.spec.width // self.spec.num_heads // 4
         exponents = torch.arange(0, 2 * quarter, 2, dtype=torch.float32, device=places.device) / (2 * quarter)
+        if self.spec.rope_between:
+            exponents = torch.stack((exponents, exponents + 0.5 / quarter))
         angles = places.float()[:, :, None] * (1.0 / self.spec.rope_theta**exponents)  # [P, 2, D / 4]
         angles = angles.flatten(1)  # [P, D / 2]
         return angles.cos(), angles.sin()

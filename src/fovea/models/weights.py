@@ -123,7 +123,8 @@ def _matched(tensor: Tensor, name: str, slot: WeightSlot, parameters: dict[str, 
     if slot.stacked:
         target, tensor = _stacked(target, tensor, slot.stacked)
     squeezed = tensor.reshape(target.shape) if tensor.numel() == target.numel() else tensor
-    same_rows = tensor.ndim < 2 or target.ndim < 2 or tensor.shape[0] == target.shape[0]
+    rows = tensor.shape[1] if 2 < tensor.ndim > target.ndim and tensor.shape[0] == 1 else tensor.shape[:1].numel()
+    same_rows = tensor.ndim < 2 or target.ndim < 2 or rows == target.shape[0]
     if squeezed.shape != target.shape or not same_rows:
         raise WeightsError(f"{name!r} has shape {list(tensor.shape)}, the model needs {list(target.shape)}.")
     return target, squeezed

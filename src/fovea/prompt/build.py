@@ -13,7 +13,7 @@ from itertools import groupby
 
 from fovea.core.errors import PlaceholderError, PromptError
 from fovea.core.types import ROW, MediaSpan
-from fovea.families.base import Family
+from fovea.families.base import Family, Mark
 from fovea.prompt.forms import MediaInput, PromptForm
 from fovea.prompt.pieces import Piece
 from fovea.prompt.tokenizer import Tokenizer
@@ -39,19 +39,20 @@ class SlottedPrompt:
 class PictureRun:
     """The tokens of one picture: `length` of them in its span, and text `before` and `after` it.
 
-    `inside`: the span's tokens, ROW where a row of embeddings stands; None: rows alone.
+    `shown`: the span's tokens, ROW where the placeholder stands; None: nothing else. `inside`: see MediaItem.ids.
     """
 
     length: int
+    shown: tuple[int, ...] | None = None
     inside: tuple[int, ...] | None = None
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
 
     def token_ids(self, placeholder_id: int) -> list[int]:
-        inside = [placeholder_id] * self.length
-        if self.inside is not None:
-            inside = [placeholder_id if token == ROW else token for token in self.inside]
-        return [*self.before, *inside, *self.after]
+        span = [placeholder_id] * self.length
+        if self.shown is not None:
+            span = [placeholder_id if token == ROW else token for token in self.shown]
+        return [*self.before, *span, *self.after]
 
 
 def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedPrompt:
@@ -65,7 +66,7 @@ def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedP
         ids = _checked(form.token_ids, family)
         prompt = _slotted(ids, placeholder_id, video_id)
     elif family.image_tag is None:
-        prompt = _slotted(_encode(form, form.pieces or (), tokenizer), placeholder_id, video_id)
+        prompt = _tokenize_whole(form, family, tokenizer, placeholder_id, video_id)
     else:
         prompt = _tokenize_numbered(form, family.image_tag, tokenizer, placeholder_id)
     if not prompt.token_ids:
@@ -133,20 +134,41 @@ def picture_run(
     layout = family.image_layout(grid, num_rows) if times_s is None else family.video_layout(grid, num_rows, times_s)
     if layout is None:
         return PictureRun(num_rows)
-    ids: list[int] = []
+    shown: list[int] = []
+    inside: list[int] = []
     known: dict[str, list[int]] = {}
-    for is_text, parts in groupby(layout, lambda part: isinstance(part, str)):
-        if not is_text:
-            ids += [ROW] * sum(int(part) for part in parts)
-            continue
-        text = "".join(str(part) for part in parts)
-        if text not in known:
-            known[text] = tokenizer.encode_pieces([(text, True)])
-        ids += known[text]
-    assert ids.count(ROW) == num_rows, "a picture's layout has another number of rows than its plan"
-    first, end = ids.index(ROW), len(ids) - ids[::-1].index(ROW)
-    inside = tuple(ids[first:end])
-    return PictureRun(len(inside), None if len(inside) == num_rows else inside, tuple(ids[:first]), tuple(ids[end:]))
+    for kind, parts in groupby(layout, type):
+        if kind is int:
+            ids = texts = [ROW] * sum(part for part in parts if isinstance(part, int))
+        elif kind is Mark:
+            ids = [_mark_id(part, family, tokenizer) for part in parts if isinstance(part, Mark)]
+            texts = [ROW] * len(ids)
+        else:
+            text = "".join(part for part in parts if isinstance(part, str))
+            if text not in known:
+                known[text] = tokenizer.encode_pieces([(text, True)])
+            ids = texts = known[text]
+        shown += ids
+        inside += texts
+    assert inside.count(ROW) == num_rows, "a picture's layout has another number of rows than its plan"
+    first, end = inside.index(ROW), len(inside) - inside[::-1].index(ROW)
+    return PictureRun(
+        end - first,
+        shown=_unless_plain(shown[first:end]),
+        inside=_unless_plain(inside[first:end]),
+        before=tuple(shown[:first]),
+        after=tuple(shown[end:]),
+    )
+
+
+def _unless_plain(ids: list[int]) -> tuple[int, ...] | None:
+    return None if ids.count(ROW) == len(ids) else tuple(ids)
+
+
+def _mark_id(mark: Mark, family: Family, tokenizer: Tokenizer) -> int:
+    token_id = tokenizer.token_id(mark.token)
+    assert token_id is not None, f"{mark.token} is none of {family.name}.layout_tokens"
+    return token_id
 
 
 def row_runs(span: MediaSpan, inside: Sequence[int]) -> list[MediaSpan]:
@@ -187,13 +209,13 @@ def _found(prompt: SlottedPrompt, runs: Sequence[PictureRun]) -> tuple[MediaSpan
     for number, run in enumerate(runs, 1):
         ids = run.token_ids(placeholder_id)
         first = next((slot for slot in prompt.slots[num_slots:] if slot >= cursor), len(prompt.token_ids))
-        start = first - len(run.before)
+        start = first - ids.index(placeholder_id)
         if start < cursor or prompt.token_ids[start : start + len(ids)] != tuple(ids):
             raise PlaceholderError(
                 f"The prompt has {len(prompt.slots)} places for pictures and {len(runs)} were given. Were it the "
                 f"expanded form, picture {number} would have {len(ids)} tokens in it, which are not there."
             )
-        spans.append(MediaSpan(first, run.length))
+        spans.append(MediaSpan(start + len(run.before), run.length))
         cursor, num_slots = start + len(ids), num_slots + ids.count(placeholder_id)
     if num_slots != len(prompt.slots):
         raise PlaceholderError(
@@ -236,6 +258,16 @@ def _checked(ids: tuple[int, ...], family: Family) -> tuple[int, ...]:
 
 def _slotted(ids: Sequence[int], placeholder_id: int, video_id: int) -> SlottedPrompt:
     return SlottedPrompt(tuple(ids), tuple(i for i, t in enumerate(ids) if t in (placeholder_id, video_id)))
+
+
+def _tokenize_whole(
+    form: PromptForm, family: Family, tokenizer: Tokenizer, placeholder_id: int, video_id: int
+) -> SlottedPrompt:
+    pieces: Sequence[Piece] = form.pieces or ()
+    if family.text_placeholder is not None:
+        spelled, token = family.text_placeholder, family.placeholder
+        pieces = [Piece(p.text.replace(spelled, token), True) if p.trusted else p for p in pieces]
+    return _slotted(_encode(form, pieces, tokenizer), placeholder_id, video_id)
 
 
 def _tokenize_numbered(
