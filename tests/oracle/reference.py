@@ -40,7 +40,7 @@ from transformers import (
 
 from .checkpoints import TEXT_FAMILIES
 from .gemma import TEXT_MODELS
-from .videos import llava_inputs, video_inputs
+from .videos import intern_inputs, llava_inputs, video_inputs
 
 # Its own grouped product of experts refuses sizes that are no multiples of 16 bytes.
 PLAIN: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
@@ -227,7 +227,9 @@ def _transformers_reference(
     """Each token from a fresh pass over the whole prefix: no cache whose state could hide a mistake."""
     model, processor = load(folder)
     if clips:
-        if model_type(folder) in LLAVA_PROCESSORS:
+        if model_type(folder) == "internvl":
+            inputs = intern_inputs(processor, model.config, prompt, clips)
+        elif model_type(folder) in LLAVA_PROCESSORS:
             given = _of_one_prompt(folder, images) if images else []
             inputs = _with_features(model, llava_inputs(processor, model.config, prompt, given, clips))
         else:

@@ -94,6 +94,30 @@ def _tile(frame: Image.Image, tile: int, *, crops: bool) -> npt.NDArray[np.uint8
     return pixels[top : top + tile, left : left + tile]
 
 
+# InternVL's: frames of one tile each, numbered in the text; in front of them a line's end or a special token.
+INTERN_CASES: tuple[Case, ...] = (
+    Case("video", _chatml("<video>\nWhat happens here?"), clips=((3, 60, 90, 1, None),)),
+    Case(
+        "videos", _chatml("<video>\n<video>\nHow do they differ?"), clips=((2, 120, 60, 2, None), (1, 40, 40, 3, None))
+    ),
+)
+
+
+def intern_inputs(processor: Any, config: Any, prompt: str, clips: Sequence[Any]) -> dict[str, Any]:
+    """As InternVLProcessor.replace_video_token and its video processor have it, of videos alone."""
+    tokenizer, like = processor.tokenizer, processor.image_processor
+    tile, pixels, text = config.vision_config.image_size[0], [], prompt
+    num_rows = int((tile // config.vision_config.patch_size[0] * config.downsample_ratio) ** 2)
+    mean, std = (np.array(values, np.float32) for values in (like.image_mean, like.image_std))
+    for frames, _ in clips:
+        rows = "<img>" + "<IMG_CONTEXT>" * num_rows + "</img>"
+        text = text.replace("<video>", "\n".join(f"Frame{n}: {rows}" for n in range(1, len(frames) + 1)), 1)
+        pixels += [_tile(frame, tile, crops=False) for frame in frames]
+    values = ((np.stack(pixels).astype(np.float32) / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
+    ids = tokenizer([text], return_tensors="pt", return_token_type_ids=False)
+    return {**ids, "pixel_values": torch.from_numpy(np.ascontiguousarray(values, np.float32))}
+
+
 def video_inputs(
     folder: Path, processor: Any, config: Any, prompt: str, images: Sequence[Image.Image], clips: Sequence[Any]
 ) -> dict[str, Any]:

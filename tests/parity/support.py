@@ -23,7 +23,7 @@ from fovea.pipeline.collector import Collector
 from fovea.prompt.forms import parse_prompt
 from tests.oracle.checkpoints import BUILDERS, CASES, Case
 from tests.oracle.reference import Reference, reference
-from tests.oracle.videos import LLAVA_CASES, VIDEO_CASES, clip
+from tests.oracle.videos import INTERN_CASES, LLAVA_CASES, VIDEO_CASES, clip
 
 SHARED = Path(os.environ.get("FOVEA_SHARED", Path(__file__).parents[2].parent / "shared"))
 DEVICE = os.environ.get("FOVEA_TEST_DEVICE", "cpu")  # the same tests run on a card: make gpu-test
@@ -120,6 +120,7 @@ QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
 EVERY_CASE += [(variant, case) for variant in (*QWEN, "qwen2_5_vl-nested") for case in VIDEO_CASES]
 EVERY_CASE += [(variant, case) for variant in ("llava_next_video", "llava_onevision") for case in LLAVA_CASES]
+EVERY_CASE += [(variant, case) for variant in ("internvl", "internvl-large") for case in INTERN_CASES]
 _KV_BYTES = {"phi3_v": 48 * MIB, "phi3": 48 * MIB}
 
 

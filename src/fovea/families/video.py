@@ -5,7 +5,8 @@
     neither      frames that somebody chose are all taken; of a file, the family's own rule, cut to the option's limit
 
 Frame i of n is number floor(i * frames / n), or, where a family's rule is `to_the_end`, the nearest to
-i * (frames - 1) / (n - 1) (halves to even); such a family does not round to temporal patches.
+i * (frames - 1) / (n - 1) (halves to even); such a family does not round to temporal patches. A rule of `middles` takes
+the middle of each n-th part.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class VideoRule:
     num_frames: int = 32
     min_frames: int = 1
     to_the_end: bool = False
+    middles: bool = False
 
     @property
     def whole(self) -> int:
@@ -105,6 +107,8 @@ def _by_rate(clip: Clip, fps: float, rule: VideoRule, most: int) -> int:
 def _spread(total: int, count: int, rule: VideoRule) -> tuple[int, ...]:
     if rule.to_the_end and count > 1:
         return tuple(round(number * (total - 1) / (count - 1)) for number in range(count))
+    if rule.middles:
+        return tuple((2 * number + 1) * total // (2 * count) for number in range(count))
     return tuple(number * total // count for number in range(count))
 
 

@@ -285,6 +285,12 @@ class TilesEncoder(ImageEncoder):
         counts = [rows * columns + (rows * columns > 1) for _, rows, columns in grids]
         return [self._arrange(*one) for one in zip(views.split(counts), grids, strict=True)]
 
+    def video(self, frames: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """A frame is one tile without an overview."""
+        merged = self._merge(self.tower.tiles(self.tile_patches(list(frames))))
+        rows: Tensor = self.projector(self.projector.norm(merged) if self.spec.projector.norm else merged)
+        return rows.flatten(0, 1)
+
     def _merge(self, views: Tensor) -> Tensor:
         """Join blocks of patches: [views, patches, width] to [views, rows, merged width]."""
         merge = self.spec.projector.merge
