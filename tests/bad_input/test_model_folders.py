@@ -143,11 +143,6 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[FoveaError], tuple[str, ...
         UnsupportedModelError,
         ("'model_type'", "'gpt2'", "'llama', 'mistral', "),
     ),
-    "a decoder with a short window": (
-        edit(CONFIG, lambda content: content["text_config"].update(model_type="mistral", sliding_window=4095)),
-        InvalidOptionError,
-        ("sliding window", "4,095"),
-    ),
     "a decoder with biases in its MLP": (
         setting(CONFIG, "text_config", "mlp_bias", to=True),
         UnsupportedModelError,
@@ -164,7 +159,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[FoveaError], tuple[str, ...
         ("vision_feature_layer", "-5 to 4"),
     ),
     "another tower": (
-        setting(CONFIG, "vision_config", "model_type", to="siglip_vision_model"),
+        setting(CONFIG, "vision_config", "model_type", to="dinov2"),
         UnsupportedModelError,
         ("'siglip_vision_model'", "'clip_vision_model'"),
     ),
@@ -255,7 +250,7 @@ def test_what_tiles_cannot_be_is_refused(checkpoints: Checkpoints, tmp_path: Pat
     spoil, says = NEXT_BROKEN[name]
     spoil(folder)
     with pytest.raises(UnsupportedModelError) as caught:
-        load_family(folder)
+        load_family(folder, "fused")
     assert all(part in str(caught.value) for part in says), str(caught.value)
 
 
@@ -270,7 +265,7 @@ def test_a_broken_folder_is_refused_with_the_name_of_what_is_wrong(folder: Path,
     spoil, kind, says = BROKEN[name]
     spoil(folder)
     with pytest.raises(FoveaError) as caught:
-        load(folder)
+        load(folder, model_impl="fused")
     text = str(caught.value)
     assert isinstance(caught.value, kind), repr(caught.value)
     assert all(part in text for part in says), text
@@ -311,7 +306,7 @@ def test_what_a_qwen_cannot_do_is_refused_by_its_name(checkpoints: Checkpoints, 
     spoil, says = QWEN_BROKEN[name]
     spoil(folder)
     with pytest.raises(UnsupportedModelError) as caught:
-        load_family(folder)
+        load_family(folder, "fused")
     assert all(part in str(caught.value) for part in says), caught.value
 
 
@@ -321,7 +316,7 @@ def test_what_small_files_tell_is_told_before_weights_are_read(folder: Path, nam
     spoil, _, says = BROKEN[name]
     spoil(folder)
     with pytest.raises(ModelError) as caught:
-        load(folder)
+        load(folder, model_impl="fused")
     assert not isinstance(caught.value, WeightsError)
 
 
@@ -344,7 +339,7 @@ def test_no_value_of_another_kind_gets_through_as_anything_but_our_error(
         for value in ("x", -1, 0, 1.5, True, None, [], ["x"], [[1]], {}, {"x": 1}):
             setting(file, *path, to=value)(folder)
             try:
-                family = load_family(folder)
+                family = load_family(folder, "fused")
                 plan_engine(options, family)
                 family.stop_tokens()
             except Exception as error:
@@ -425,7 +420,7 @@ def test_a_tensor_that_two_shards_hold_is_refused(folder: Path) -> None:
     save_file({SECOND_LAYER: loaded[SECOND_LAYER]}, folder / "extra.safetensors")
     index({"weight_map": {"a": WEIGHTS, "b": "extra.safetensors"}})(folder)
     with pytest.raises(WeightsError, match="twice"):
-        load(folder)
+        load(folder, model_impl="fused")
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "vipllava"])
@@ -462,7 +457,7 @@ def test_dummy_weights_need_no_weight_files(folder: Path) -> None:
 def test_every_family_is_listed_to_whoever_brings_another(folder: Path) -> None:
     setting(CONFIG, "architectures", to=["BertModel"])(folder)
     with pytest.raises(UnsupportedModelError) as caught:
-        load_family(folder)
+        load_family(folder, "fused")
     for family in FAMILIES:
         assert all(name in str(caught.value) for name in family.architectures)
 
@@ -474,5 +469,5 @@ def test_nothing_of_a_model_is_executed(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
     edit(CONFIG, lambda content: content.update(auto_map={"AutoModel": "modeling_llava.Llava"}))(folder)
     options = EngineConfig(device="cpu", kv_cache_memory_bytes=16 * MIB, trust_remote_code=True)
-    family = load_family(folder)
+    family = load_family(folder, "fused")
     build_engine(plan_engine(options, family), options, family, folder, use_tqdm=False)

@@ -155,6 +155,13 @@ def identities(sequence: Sequence, last: Rows[int] = ()) -> list[bytes]:
     rows: dict[int, bytes] = {}
     for span, item in zip(sequence.request.spans, sequence.request.media, strict=True):
         rows |= {place: item.key + b"%d" % (place - span.start) for place in range(span.start, span.end)}
+    for whole in sequence.request.open_spans:
+        # A key inside depends on all of the range.
+        inside = b"|".join(rows.get(i, b"%d" % sequence.token_ids[i]) for i in range(whole.start, whole.end))
+        for place in range(whole.start, whole.end):
+            rows[place] = (
+                rows.get(place, b"%d" % sequence.token_ids[place]) + b"open%d" % (place - whole.start) + inside
+            )
     chain, found = sequence.request.salt + b"|%d" % sequence.regime, []
     for place, known in enumerate(sequence.token_ids):
         token = last[-1 - known] if known < 0 and last else known

@@ -49,7 +49,7 @@ def _llava_next() -> tuple[Any, Any]:
     pictures = hf.LlavaNextImageProcessor(**_CLIP_SIZES, image_grid_pinpoints=_GRID)
     processor = hf.LlavaNextProcessor(image_processor=pictures, tokenizer=tok, **_PATCHES)
     config = CONFIG_MAPPING["llava_next"](
-        text_config=text("mistral", sliding_window=12),
+        text_config=text("mistral", sliding_window=None),
         vision_config=CLIP,
         image_grid_pinpoints=_GRID,
         **ids(tok, image_token_id="<image>"),

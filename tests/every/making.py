@@ -7,11 +7,13 @@ biases, learned queries) gets noise, and matrices are scaled so that attention i
 
 import importlib.util
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
@@ -118,9 +120,21 @@ def builder(
         model = AutoModelForImageTextToText.from_config(config)
         randomize(model, seed, spread, gain, _used(processor))
         model.save_pretrained(folder, save_original_format=not own_names)
+        if not own_names:
+            _publish_towers(model, folder / "model.safetensors")
         processor.save_pretrained(folder)
 
     return build
+
+
+def _publish_towers(model: nn.Module, path: Path) -> None:
+    """Published CLIP and SigLIP towers have a ``vision_model`` in their names, which saving leaves out."""
+    kinds = ("CLIPVisionModel", "SiglipVisionModel", "Siglip2VisionModel")
+    found = {name.rpartition(".")[2] for name, m in model.named_modules() if type(m).__name__ in kinds}
+    if found:
+        pattern = re.compile(rf"(^|\.)({'|'.join(sorted(found))})\.(?!vision_model\.)")
+        tensors = {pattern.sub(r"\1\2.vision_model.", name): tensor for name, tensor in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _used(processor: Any) -> range:

@@ -66,7 +66,7 @@ def _muse_spark() -> tuple[Any, Any]:
         feature_extractor=hf.MuseSparkFeatureExtractor(),
     )
     experts = {
-        "moe_intermediate_size": 32,
+        "moe_intermediate_size": 40,
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
         "moe_hidden_size": 32,
@@ -218,7 +218,7 @@ def _plain(picture: str) -> Any:
 ENTRIES = (
     Entry("molmo2", builder(_molmo2), _plain("<|image|>"), seed=1),
     Entry("muse_glimmer", builder(_muse_glimmer, spread=3.0), _plain("<|patch|>"), seed=2),
-    Entry("muse_spark", builder(_muse_spark, spread=3.0), _plain("<|patch|>")),
+    Entry("muse_spark", builder(_muse_spark, spread=3.0), _plain("<|patch|>"), seed=1),
     Entry("nemotron_h_omni", builder(_nemotron_h_omni), _plain("<image>"), seed=4),
     needing("timm", Entry("perception_lm", builder(_perception_lm), _plain("<|image|>"))),
 )

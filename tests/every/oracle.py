@@ -15,7 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    LlavaOnevisionProcessor,
+)
 
 Floats = npt.NDArray[np.float32]
 
@@ -42,7 +48,7 @@ class Answer:
 def oracle(folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), num_tokens: int = 16) -> Answer:
     """Run one prompt, with the class's own placeholders for pictures, and continue it greedily, never stopping."""
     model, processor = load(folder)
-    batch = fitted(model, inputs(processor, prompt, images))
+    batch = fitted(model, inputs(model, processor, prompt, images))
     asked = batch.get("input_ids", batch.get("decoder_input_ids"))
     ids = [] if asked is None else [int(token) for token in asked[0]]
     with torch.no_grad():
@@ -64,11 +70,17 @@ def oracle(folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), 
     return Answer(ids, whole, greedy, margins, steps.numpy())
 
 
-def inputs(processor: Any, prompt: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
-    """What the processor makes of a prompt, a batch of one; an empty prompt is none (a class not asked)."""
-    given: dict[str, Any] = {"images": list(images)} if images else {}
+def inputs(model: Any, processor: Any, prompt: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
+    """What the processor makes of a prompt, a batch of one; an empty prompt is none (a class not asked).
+
+    Some models need the kind of each token for their positions, and some of their processors don't say it unasked.
+    """
+    several = len(images) > 1 and isinstance(processor, LlavaOnevisionProcessor)  # whose pictures of one prompt differ
+    given: dict[str, Any] = {"images": [list(images)] if several else list(images)} if images else {}
     if prompt:
         given["text"] = [prompt]
+    if "mm_token_type_ids" in signature(model.forward).parameters:
+        given["return_mm_token_type_ids"] = True
     made = processor(return_tensors="pt", **given)
     return {name: value for name, value in made.items() if value is not None}
 
@@ -105,9 +117,12 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
         pass  # a class without that choice
     else:
         processor.image_processor = pictures
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
+    model, report = loaded
+    if any(report.values()):
+        raise AssertionError(f"the weights and the model differ in what they hold: {report}")
     _choose_plainly(model)
     return model.eval(), processor
 

@@ -79,7 +79,7 @@ _DEEP_VISION = {
     "patch_size": 16,
     "num_position_embeddings": 16,
 }
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 _LINEAR = {
     "head_dim": 32,
     "layer_types": ["linear_attention", "linear_attention", "full_attention"],
@@ -219,7 +219,7 @@ ENTRIES = (
     Entry("qwen2_vl", builder(_qwen2_vl), _prompt, seed=3),
     Entry("qwen3_5", builder(_qwen3_5), _prompt),
     Entry("qwen3_5_moe", builder(_qwen3_5_moe), _prompt),
-    Entry("qwen3_omni_moe_thinker", builder(_qwen3_omni), _omni_prompt, seed=3),
+    Entry("qwen3_omni_moe_thinker", builder(_qwen3_omni), _omni_prompt, seed=1),
     Entry("qwen3_vl", builder(_qwen3_vl), _prompt),
     Entry("qwen3_vl_moe", builder(_qwen3_vl_moe), _prompt),
     Entry("qwen4_exp", builder(_qwen4_exp, spread=1.0), _prompt, seed=3),

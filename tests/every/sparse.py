@@ -91,7 +91,7 @@ _LATENT: dict[str, Any] = {
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
     "v_head_dim": 16,
-    "moe_intermediate_size": 32,
+    "moe_intermediate_size": 40,
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
 }
@@ -184,7 +184,7 @@ def _step3p7() -> tuple[Any, Any]:
         "mlp_layer_types": ["dense", "dense", "sparse", "sparse"],
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32,
+        "moe_intermediate_size": 40,
         "share_expert_dim": 32,
         "moe_router_scaling_factor": 2.0,
         "swiglu_limits": [None, None, None, 1.0],
@@ -223,7 +223,7 @@ def _unlimited_ocr() -> tuple[Any, Any]:
         "num_key_value_heads": 4,
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32,
+        "moe_intermediate_size": 40,
         "sliding_window": 4,
     }
     config = CONFIG_MAPPING["unlimited_ocr"](

@@ -23,10 +23,20 @@ OPTIONS: dict[str, dict[str, int]] = {
     "qwen2_vl": {"max_pixels": 1280 * 784},
     "qwen2_5_vl": {"max_pixels": 1280 * 784},
     "qwen3_vl": {"max_pixels": 1280 * 784},
+    "glm4v": {"max_pixels": 1280 * 784},
+    "glm_ocr": {"max_pixels": 1280 * 784},
     "phi3_v": {"num_crops": 16},
     "mistral3": {"longest_edge": 1540},
     "internvl": {},
     "ovis2": {},
+    "gemma3": {},
+    "paligemma": {},
+    "aya_vision": {},
+    "llava_next_video": {},
+    "llava_onevision": {},
+    "llava_siglip": {},
+    "idefics3": {},
+    "smolvlm": {},
 }
 SIDES = st.integers(1, 6000)
 
@@ -51,13 +61,18 @@ def planned(family: Family, width: int, height: int, budget: PixelBudget) -> Ima
 def _name(family: Family) -> str:
     names = {"Llava": "llava", "Qwen2VL": "qwen2_vl", "Qwen2_5VL": "qwen2_5_vl", "Phi3V": "phi3_v"}
     names |= {"LlavaNext": "llava_next", "VipLlava": "vipllava", "Mistral3": "mistral3", "InternVL": "internvl"}
+    names |= {"Gemma3VL": "gemma3", "PaliGemma": "paligemma", "AyaVision": "aya_vision"}
+    names |= {"LlavaNextVideo": "llava_next_video", "LlavaOnevision": "llava_onevision"}
+    names |= {"Idefics3": "idefics3", "SmolVLM": "smolvlm", "Glm4V": "glm4v", "GlmOcr": "glm_ocr"}
     return (names | {"Ovis2": "ovis2", "Qwen3VL": "qwen3_vl"})[type(family).__name__]
 
 
 def least(family: Family) -> int:
-    tile = 56 * 56
-    sides = {"llava": tile, "vipllava": tile, "llava_next": 2 * tile, "phi3_v": 336 * 336}
-    sides |= {"mistral3": 784, "internvl": tile, "ovis2": tile}
+    tile = family.spec.tile_px**2
+    sides = {"llava": tile, "vipllava": tile, "llava_next": 2 * tile, "phi3_v": tile}
+    sides |= {"llava_next_video": 2 * tile, "llava_onevision": tile, "idefics3": tile, "smolvlm": tile}
+    sides |= {"mistral3": 784, "internvl": tile, "ovis2": tile, "glm4v": 784, "glm_ocr": 784}
+    sides |= {"gemma3": tile, "paligemma": tile, "aya_vision": tile}
     return (sides | {"qwen2_vl": 784, "qwen2_5_vl": 784, "qwen3_vl": 1024})[_name(family)]
 
 
@@ -112,13 +127,20 @@ def test_the_token_grid_lies_over_the_canvas(families: dict[str, Family], name: 
     family = families[name]
     plan = planned(family, width, height, PixelBudget())
     rows, columns = family.token_grid(plan)
-    if name == "llava_next":  # of the part of the canvas that is no margin
+    if name in ("llava_next", "llava_next_video", "llava_onevision"):  # of the part of the canvas that is no margin
         assert rows * 14 <= plan.canvas_height_px
         assert columns * 14 <= plan.canvas_width_px
         return
     assert plan.canvas_height_px * columns == plan.canvas_width_px * rows
-    if name in ("phi3_v", "internvl", "ovis2"):  # an overview or marks are beside them
-        assert rows * columns < plan.num_tokens or (name == "internvl" and plan.view is None)
+    if name in (
+        "phi3_v",
+        "internvl",
+        "aya_vision",
+        "ovis2",
+        "idefics3",
+        "smolvlm",
+    ):  # an overview or marks are beside them
+        assert rows * columns < plan.num_tokens or (name not in ("phi3_v", "ovis2") and plan.view is None)
         return
     assert rows * columns == plan.num_tokens
 

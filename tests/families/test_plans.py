@@ -15,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlavaNextProcessor
 from transformers.image_processing_utils import select_best_resolution
+from transformers.models.idefics3 import image_processing_pil_idefics3 as idefics3_processing
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches, unpad_image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as reference_resize
 
 from fovea.core.errors import MediaLimitError
 from fovea.families.base import Family
+from fovea.families.idefics3 import resized, tiles_of
 from fovea.families.llava_next import LlavaNext, best_resolution
 from fovea.families.phi3_v import crop_columns
 from fovea.families.qwen2_vl import smart_resize
@@ -28,8 +30,9 @@ from fovea.media.decode import decode
 from fovea.media.source import PilSource
 from fovea.media.transform import apply_plan
 from tests.oracle.checkpoints import CASES, QWEN_TOKENS, Case, picture
+from tests.oracle.reference import load as oracle
 from tests.oracle.reference import pixels, positions
-from tests.parity.support import EVERY_FAMILY, QWEN, Checkpoints, Engines, answer
+from tests.parity.support import EVERY_FAMILY, GRIDDED, QWEN, Checkpoints, Engines, answer
 
 SIZES = [(1, 1), (28, 28), (56, 57), (57, 56), (333, 56), (56, 333), (640, 480), (480, 640), (337, 336), (999, 1000)]
 
@@ -48,6 +51,54 @@ def test_llava_canvases_are_the_reference_pixels(
     want = pixels(checkpoints.folder(name), [image])["pixel_values"][0]
     canvas = apply_plan(decode(PilSource(image)), family.plan_image(*size, {}))
     np.testing.assert_allclose(_normalised(canvas, family), want, atol=1e-6)
+
+
+SPLIT_SIZES = [*SIZES, (232, 232), (233, 231), (58, 58), (59, 58), (600, 3), (2, 5000), (5000, 4999), (117, 116)]
+
+
+@pytest.mark.parametrize("size", SPLIT_SIZES, ids=str)
+@pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
+def test_idefics_canvases_are_the_reference_pixels(
+    checkpoints: Checkpoints, families: dict[str, Family], name: str, size: tuple[int, int]
+) -> None:
+    image, family = picture(*size, seed=3), families[name]
+    views = pixels(checkpoints.folder(name), [image])["pixel_values"][0]
+    plan = family.plan_image(*size, {})
+    canvas = apply_plan(decode(PilSource(image)), plan)
+    tiles = [canvas[y : y + 58, x : x + 58] for y in range(0, len(canvas), 58) for x in range(0, canvas.shape[1], 58)]
+    ours = tiles[: plan.grid[1] * plan.grid[2] + (plan.view is not None)]
+    assert len(ours) == len(views) == plan.num_patches // 16
+    for got, want in zip(ours, views, strict=True):
+        np.testing.assert_allclose(_normalised(got, family), want, atol=1e-6)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(
+    width=st.integers(1, 6000),
+    height=st.integers(1, 6000),
+    tile=st.sampled_from([58, 364, 384, 512, 91]),
+    longest=st.integers(1, 5000),
+)
+def test_idefics_tiles_are_transformers_own(width: int, height: int, tile: int, longest: int) -> None:
+    theirs: Any = idefics3_processing
+    new_height, new_width = theirs.get_resize_output_image_size(np.empty((3, height, width), bool), longest)
+    assert resized(width, height, longest) == (new_width, new_height)
+    told = SimpleNamespace(resize=lambda image, size, resample: np.empty((3, size.height, size.width), bool))
+    kind = theirs.Idefics3ImageProcessorPil
+    field = kind.resize_for_vision_encoder(told, np.empty((3, new_height, new_width), bool), tile)
+    columns, rows = tiles_of(new_width, new_height, tile)
+    assert field.shape[1:] == (rows * tile, columns * tile)
+    assert rows * columns <= math.ceil((longest + longest % 2) / tile) ** 2
+
+
+@pytest.mark.parametrize("size", [(90, 60), (58, 59), (1, 200), (700, 3), (400, 260)], ids=str)
+def test_one_of_several_pictures_is_the_reference_square(
+    checkpoints: Checkpoints, families: dict[str, Family], size: tuple[int, int]
+) -> None:
+    image, family = picture(*size, seed=3), families["llava_onevision"]
+    want = oracle(checkpoints.folder("llava_onevision"))[1].image_processor(images=[[image, image]])["pixel_values"]
+    canvas = apply_plan(decode(PilSource(image)), family.plan_image(*size, family.for_pictures({}, 2)))
+    np.testing.assert_allclose(_normalised(canvas, family), want[0][0], atol=1e-6)
 
 
 # Wide, tall, square, tiny, larger than every field, and lines so thin that nothing of them is left in a field.
@@ -114,8 +165,8 @@ def test_llava_next_counts_are_transformers_own(
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", QWEN)
-def test_qwen_grids_are_the_reference_grids(
+@pytest.mark.parametrize("name", GRIDDED)
+def test_grids_are_the_reference_grids(
     checkpoints: Checkpoints, families: dict[str, Family], name: str, size: tuple[int, int]
 ) -> None:
     image = picture(*size, seed=3)
@@ -188,12 +239,24 @@ def test_a_plan_agrees_with_itself(families: dict[str, Family], family: str, wid
     if family == "phi3_v":
         assert (plan.canvas_width_px, plan.canvas_height_px) == (columns * 336, rows * 336)
         assert plan.num_tokens == (rows * columns + 1) * 144 + 1 + (rows + 1) * 12
-    elif family == "llava_next":
+    elif family in ("idefics3", "smolvlm"):
+        views = rows * columns + (plan.view is not None)
+        assert (plan.canvas_width_px, plan.canvas_height_px) == (columns * 58, rows * 58)
+        assert (plan.num_patches, plan.num_tokens) == (views * 16, views * 4)
+    elif family == "llava_onevision":
+        assert plan.num_patches == plan.canvas_width_px * plan.canvas_height_px // 58**2 * 16 + 16
+        assert plan.num_tokens <= 16 + int(5 * 16 * 1.1**2) + 16
+    elif family == "llava_siglip":
+        assert (plan.num_patches, plan.num_tokens, plan.canvas_width_px) == (16, 16, 58)
+    elif family in ("llava_next", "llava_next_video"):
         assert rows * patch <= plan.canvas_height_px
         assert columns * patch <= plan.canvas_width_px
         assert plan.num_patches == plan.canvas_width_px * plan.canvas_height_px // patch**2 + 16
         assert plan.num_tokens == 16 + rows * (columns + 1)
-    elif family in ("internvl", "ovis2"):
+    elif family == "gemma3":
+        assert (plan.canvas_width_px, plan.canvas_height_px, plan.num_patches) == (56, 56, 16)
+        assert plan.num_tokens == rows * columns == 4
+    elif family in ("internvl", "aya_vision", "ovis2"):
         views, marks = rows * columns + (rows * columns > 1), rows * columns + 2 if family == "ovis2" else 0
         assert (plan.canvas_width_px, plan.canvas_height_px) == (columns * 56, rows * 56)
         assert (plan.num_patches, plan.num_tokens) == (views * 16, views * 4 + marks)
@@ -237,7 +300,7 @@ def test_text_has_plain_positions_in_every_family(families: dict[str, Family]) -
     for name, family in families.items():
         rows, delta = family.positions(5, [], [])
         assert delta == 0
-        if name in QWEN:
+        if name in GRIDDED:
             assert rows is not None
             assert rows.tolist() == [[0, 1, 2, 3, 4]] * 3
         else:
@@ -252,6 +315,7 @@ def test_stop_tokens_are_those_of_the_folder(engines: Engines) -> None:
         "qwen2_vl": {"<|im_end|>", "<|endoftext|>"},
         "qwen2_5_vl": {"<|im_end|>", "<|endoftext|>"},
         "qwen3_vl": {"<|im_end|>", "<|endoftext|>"},
+        "glm4v": {"<|endoftext|>", "<|user|>", "<|observation|>"},
         "phi3_v": {"</s>", "<|end|>", "<|endoftext|>"},
         "mistral3": {"</s>"},
         "internvl": {"<|im_end|>", "<|endoftext|>"},

@@ -208,7 +208,8 @@ def test_a_head_in_the_checkpoint_is_one_of_its_own(
     if published:
         weights["lm_head.weight"] = torch.ones(1)
     save_file(weights, folder / "model.safetensors")
-    assert load_family(folder).spec.decoder.tied_head == (said is not False and not published)
+    usual = name not in ("idefics3", "smolvlm")
+    assert load_family(folder).spec.decoder.tied_head == ((usual if said is None else said) and not published)
     (folder / "model.safetensors").unlink()
     assert load_family(folder).spec.decoder.tied_head == bool(said)
 

@@ -42,6 +42,8 @@ TOKEN_BYTES = {
     "qwen3_vl": 2 * 3 * 32 * 4,
     "phi3_v": 2 * 3 * 192 * 4,
 }
+# PaliGemma's prompts see all of themselves: each runs in one step.
+IN_CHUNKS = [variant for variant in EVERY_FAMILY if variant != "paligemma"]
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=16, seed=11, ignore_eos=True)
 
 
@@ -73,7 +75,7 @@ def test_neighbours_and_their_order_change_nothing(checkpoints: Checkpoints, eng
 
 
 @pytest.mark.parametrize("max_num_batched_tokens", [16, 17, 64])
-@pytest.mark.parametrize("variant", EVERY_FAMILY)
+@pytest.mark.parametrize("variant", IN_CHUNKS)
 def test_chunks_change_nothing(
     checkpoints: Checkpoints, engines: Engines, variant: str, max_num_batched_tokens: int
 ) -> None:
@@ -82,12 +84,36 @@ def test_chunks_change_nothing(
     assert got(engines, variant, cases, **options) == want(checkpoints, variant, cases)
 
 
-@pytest.mark.parametrize("variant", EVERY_FAMILY)
+@pytest.mark.parametrize("variant", IN_CHUNKS)
 def test_the_smallest_chunks_cut_several_pictures_and_change_nothing(
     checkpoints: Checkpoints, engines: Engines, variant: str
 ) -> None:
     cases = [CASES[variant][1]] if variant != "phi3_v" else [CASES[variant][0]]
     assert got(engines, variant, cases, max_num_batched_tokens=16) == want(checkpoints, variant, cases)
+
+
+@pytest.mark.parametrize("max_num_batched_tokens", [67, 80])
+@pytest.mark.parametrize("variant", ["paligemma", "paligemma-2"])
+def test_a_step_for_one_prompt_that_sees_itself_changes_nothing(
+    checkpoints: Checkpoints, engines: Engines, variant: str, max_num_batched_tokens: int
+) -> None:
+    cases = list(CASES["paligemma"]) * 2
+    options = {"max_num_batched_tokens": max_num_batched_tokens, "max_num_batched_patches": 16}
+    for _ in range(2):
+        assert got(engines, variant, cases, **options) == want(checkpoints, variant, cases)
+
+
+@pytest.mark.parametrize("variant", ["gemma2", "gemma3", "gemma3_text", "paligemma", "paligemma-2"])
+def test_windows_and_open_spans_survive_preemption(checkpoints: Checkpoints, engines: Engines, variant: str) -> None:
+    cases = [CASES[VARIANTS[variant][0]][i] for i in (0, 2, 0, 2, 2, 1, 0, 2)]
+    longest = max(len(answer(checkpoints.folder(variant), case).token_ids) for case in cases) + 24
+    bytes_ = (longest + 40) * 2 * 3 * 32 * 4
+    for caching in (False, True):
+        llm = engines.get(variant, kv_cache_memory_bytes=bytes_, block_size=4, enable_prefix_caching=caching)
+        foresee_nothing(llm)
+        outputs = run_together(llm, [prompt_of(case) for case in cases], [GREEDY] * len(cases))
+        assert llm.engine.scheduler.stats.num_preemptions > 0
+        assert [tokens(output) for output in outputs] == want(checkpoints, variant, cases)
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 64])

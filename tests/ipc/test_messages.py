@@ -57,13 +57,23 @@ REQUEST = EngineRequest(
     position_delta=-4,
     bad_words=((1, 2), (3,)),
     salt=b"tenant",
+    open_spans=(MediaSpan(0, 2), MediaSpan(3, 2)),
 )
 
 
 def test_a_request_with_pictures_comes_out_the_same() -> None:
     wire, parts = request_to_wire(REQUEST)
     again = request_from_wire(msgspec.msgpack.encode(wire), map_blob(write_blob(parts)))
-    for name in ("request_id", "token_ids", "stop_token_ids", "spans", "position_delta", "bad_words", "salt"):
+    for name in (
+        "request_id",
+        "token_ids",
+        "stop_token_ids",
+        "spans",
+        "position_delta",
+        "bad_words",
+        "salt",
+        "open_spans",
+    ):
         assert getattr(again, name) == getattr(REQUEST, name), name
     assert again.params.stop_strings == ("a", "b")
     assert again.params.logit_bias == {5: -1.5}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fovea import kernels as ops
+from fovea.kernels import reference
 from fovea.kernels.batch import PLAIN, AttentionRule
 from tests.kernels.test_reference import Paged
 
@@ -87,6 +88,15 @@ def test_two_open_spans_do_not_see_each_other(rule: AttentionRule) -> None:
     got = ops.paged_attention(
         case.q, case.k_cache, case.v_cache, dataclasses.replace(case.batch, open_spans=spans), rule
     )
+    torch.testing.assert_close(got.double(), expected(case, rule, spans), atol=1e-5, rtol=1e-4)
+
+
+def test_long_prompts_are_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "RULED_QUERIES", 5)
+    case, rule = Paged([(3, 20)], heads=4, kv_heads=2, head_dim=8, block_size=4), AttentionRule(window=6, softcap=1.0)
+    spans: list[Spans] = [((1, 8), (9, 18))]
+    batch = dataclasses.replace(case.batch, open_spans=spans)
+    got = ops.paged_attention(case.q, case.k_cache, case.v_cache, batch, rule)
     torch.testing.assert_close(got.double(), expected(case, rule, spans), atol=1e-5, rtol=1e-4)
 
 

@@ -26,15 +26,26 @@ SIZES = {
     "qwen2_vl": [(100, 70), (30, 20), (400, 300), (84, 200), (14, 700), (28, 28)],
     "qwen2_5_vl": [(100, 70), (30, 20), (400, 300), (84, 84), (84, 200), (14, 700), (168, 252), (28, 28)],
     "qwen3_vl": [(100, 70), (30, 20), (400, 300), (84, 200), (14, 700), (32, 32), (320, 320)],
+    "glm4v": [(100, 70), (30, 20), (400, 300), (84, 200), (14, 700), (28, 28), (140, 140), (5, 9)],
+    "glm_ocr": [(100, 70), (30, 20), (400, 300), (84, 200), (28, 28)],
     "mistral3": [(100, 70), (30, 20), (400, 300), (84, 200), (14, 700), (28, 28)],
     "internvl": [(90, 60), (40, 120), (56, 56), (300, 57), (13, 9), (112, 112), (400, 131), (600, 3)],
     "ovis2": [(90, 60), (40, 120), (56, 56), (300, 57), (13, 9), (112, 112), (400, 131), (600, 3)],
+    "llava_next_video": [(90, 60), (40, 120), (300, 57), (13, 9), (112, 112), (600, 3)],
+    "llava_onevision": [(90, 60), (40, 120), (58, 58), (300, 57), (13, 9), (600, 3), (2, 700)],
+    "llava_siglip": [(90, 60), (40, 120), (58, 58), (13, 9)],
+    "idefics3": [(90, 60), (40, 120), (58, 58), (300, 57), (13, 9), (232, 232), (401, 131), (600, 3), (2, 5000)],
+    "smolvlm": [(90, 60), (40, 120), (58, 58), (301, 57), (13, 9), (3, 600)],
     "phi3_v": [(300, 200), (160, 220), (60, 250), (5, 5)],
+    "gemma3": [(90, 60), (40, 120), (56, 56), (300, 57), (13, 9)],
+    "paligemma": [(90, 60), (40, 120), (56, 56), (300, 57), (13, 9)],
+    "aya_vision": [(90, 60), (40, 120), (56, 56), (300, 57), (13, 9), (112, 112), (600, 3)],
 }
 
 
 def items(engines: Engines, family: str, images: list[Image.Image]) -> list[MediaItem]:
-    plans = [engines.get(family).family.plan_image(image.width, image.height, {}) for image in images]
+    options = engines.get(family).family.for_pictures({}, len(images))
+    plans = [engines.get(family).family.plan_image(image.width, image.height, options) for image in images]
     canvases = [apply_plan(decode(PilSource(image)), plan) for image, plan in zip(images, plans, strict=True)]
     return [
         MediaItem(bytes([i]), plan.num_tokens, plan.num_patches, plan.grid, canvas=canvas)

@@ -21,6 +21,7 @@ from fovea.media import transform
 from fovea.models import pixels
 from fovea.models.encoders import KNOWN_GRIDS, MergedGridEncoder
 from fovea.models.pixels import apply_plan, make_canvases, upload
+from fovea.pipeline.pictures import fits_device
 from tests.oracle.checkpoints import CASES
 from tests.parity.support import EVERY_FAMILY, Checkpoints, Engines, question
 
@@ -31,6 +32,8 @@ OPTIONS: dict[str, dict[str, int]] = {
     "qwen2_vl": {"max_pixels": 60 * 784},
     "qwen2_5_vl": {"max_pixels": 50 * 784},
     "qwen3_vl": {"max_pixels": 50 * 1024},
+    "glm4v": {"max_pixels": 50 * 784},
+    "glm_ocr": {"max_pixels": 50 * 784},
     "phi3_v": {"num_crops": 3},
 }
 
@@ -38,6 +41,9 @@ OPTIONS: dict[str, dict[str, int]] = {
 @pytest.fixture(scope="module")
 def families(checkpoints: Checkpoints) -> dict[str, Family]:
     return {family: load_family(checkpoints.folder(family)) for family in EVERY_FAMILY}
+
+
+ON_HOST = ("idefics3", "smolvlm")  # their pictures are resized twice, by Lanczos, which the device doesn't do
 
 
 def noise(width: int, height: int, seed: int = 0) -> Picture:
@@ -65,6 +71,9 @@ def test_the_plans_of_every_family_give_the_same_canvas(
         raise
     assume(plan.resize_width_px * plan.resize_height_px < 2_000_000)
     picture = noise(width, height, seed=width)
+    if name in ON_HOST:
+        assert not fits_device(plan, width, height)
+        return
     np.testing.assert_array_equal(on_device(picture, plan), transform.apply_plan(picture, plan))
 
 
@@ -147,7 +156,7 @@ def test_pictures_of_all_kinds_keep_their_order(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no card")
 def test_the_host_does_not_wait_for_a_card(families: dict[str, Family]) -> None:
-    for name in EVERY_FAMILY:
+    for name in set(EVERY_FAMILY) - set(ON_HOST):
         mixed = items(families[name], {}, SIZES, whole=False)
         make_canvases(mixed, DEVICE)
         torch.cuda.set_sync_debug_mode("error")
@@ -157,7 +166,7 @@ def test_the_host_does_not_wait_for_a_card(families: dict[str, Family]) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("name", EVERY_FAMILY)
+@pytest.mark.parametrize("name", [name for name in EVERY_FAMILY if name not in ON_HOST])
 def test_the_rows_do_not_tell_who_resized(engines: Engines, name: str) -> None:
     llm = engines.get(name)
     mixed, finished = (items(llm.family, {}, SIZES[:4], whole=whole) for whole in (False, True))

@@ -26,7 +26,14 @@ def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[VLM, Famil
     return model, family
 
 
-@pytest.mark.parametrize("variant", [*EVERY_FAMILY, "llava-grouped", "llava_next-qwen2"])
+def halves(tensor: torch.Tensor, head_dim: int, rotated: int) -> torch.Tensor:
+    """Heads whose rotated dimensions stand pair by pair, with the first of all pairs before the second."""
+    turned, rest = tensor.unflatten(0, (-1, head_dim)).split((rotated, head_dim - rotated), dim=1)
+    pairs = turned.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
+    return torch.cat((pairs, rest), dim=1).flatten(0, 1)
+
+
+@pytest.mark.parametrize("variant", [*EVERY_FAMILY, "llava-grouped", "llava_next-qwen2", "qwen3_vl_moe", "glm4v_moe"])
 def test_every_slot_holds_its_tensor(checkpoints: Checkpoints, variant: str) -> None:
     folder = checkpoints.folder(variant)
     model, family = loaded(folder)
@@ -39,6 +46,10 @@ def test_every_slot_holds_its_tensor(checkpoints: Checkpoints, variant: str) -> 
         slot = weight_map.slots[name]
         rows = slice(None) if slot.rows is None else slice(slot.row, slot.row + slot.rows)
         target = parameters[slot.parameter][rows]
+        if slot.pairs is not None:
+            tensor = halves(tensor, *slot.pairs)
+        if slot.stacked:
+            tensor = tensor.transpose(1, 2)
         assert torch.equal(target.flatten(), tensor.float().flatten()), name
         used += tensor.numel()
     assert used == sum(parameter.numel() for parameter in parameters.values())

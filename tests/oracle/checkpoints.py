@@ -159,8 +159,8 @@ _FIRST_SEED = {
     "qwen2": 22,
     "qwen3": 0,
     "qwen3_moe": 6,
-    "glm": 0,
-    "glm4": 0,
+    "glm": 16,
+    "glm4": 23,
 }
 
 
@@ -1212,7 +1212,8 @@ BUILDERS: Mapping[str, Callable[..., Path]] = {
     **{family: partial(build_text, family=family) for family in TEXT_FAMILIES},
 }
 
-from . import gemma, glm, llava_kin, qwen3vl, spans  # noqa: E402 - they build on all of this
+from . import gemma, gemma_vl, glm, idefics3, llava_kin, qwen3vl, spans  # noqa: E402 - they build on all of this
 
-CASES = {**CASES, **llava_kin.CASES, **qwen3vl.CASES, **glm.CASES, **gemma.CASES, **spans.CASES}
-BUILDERS = {**BUILDERS, **llava_kin.BUILDERS, **qwen3vl.BUILDERS, **glm.BUILDERS, **gemma.BUILDERS, **spans.BUILDERS}
+_MORE = (gemma, gemma_vl, glm, idefics3, llava_kin, qwen3vl, spans)
+CASES = {**CASES, **{name: cases for module in _MORE for name, cases in module.CASES.items()}}
+BUILDERS = {**BUILDERS, **{name: build for module in _MORE for name, build in module.BUILDERS.items()}}

@@ -55,7 +55,7 @@ _CASES = (
     Case("text", _turn("Tell me a story about the river and the sea.")),
 )
 CASES: Mapping[str, tuple[Case, ...]] = dict.fromkeys(("glm4v", "glm4v_moe", "glm_ocr", "glm46v"), _CASES)
-_FIRST_SEED = {"glm4v": 0, "glm4v_moe": 0, "glm_ocr": 0, "glm46v": 0}
+_FIRST_SEED = {"glm4v": 217, "glm4v_moe": 277, "glm_ocr": 85, "glm46v": 217}
 
 _SIZES = {
     "hidden_act": "silu",
@@ -268,8 +268,8 @@ def _vision(t: _Tensors, vision: dict[str, Any]) -> None:
     for index in range(vision["depth"]):
         block = f"visual.blocks.{index}"
         t.norm(f"{block}.norm1", width)
-        t.linear(f"{block}.attn.qkv", 3 * width, width, gain=1.4, bias=is_ocr)
-        t.linear(f"{block}.attn.proj", width, width, gain=2.0, bias=is_ocr)
+        t.linear(f"{block}.attn.qkv", 3 * width, width, bias=is_ocr)
+        t.linear(f"{block}.attn.proj", width, width, gain=1.5, bias=is_ocr)
         if is_ocr:
             t.norm(f"{block}.attn.q_norm", width // vision["num_heads"])
             t.norm(f"{block}.attn.k_norm", width // vision["num_heads"])
@@ -282,7 +282,7 @@ def _vision(t: _Tensors, vision: dict[str, Any]) -> None:
     t.norm("visual.merger.post_projection_norm", out, bias=True)
     gated(t, "visual.merger", out, 3 * out if is_ocr else vision["intermediate_size"])
     for name in ("gate_proj", "up_proj", "down_proj"):
-        t.by_name[f"visual.merger.{name}.weight"] *= 1.5
+        t.by_name[f"visual.merger.{name}.weight"] *= 1.2
 
 
 BUILDERS: Mapping[str, Callable[..., Path]] = {kind: partial(build_glm, kind=kind) for kind in CASES}

@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForImageTextToText,
     Glm4vProcessor,
     Glm4vVideoProcessor,
+    Idefics3Processor,
     InternVLProcessor,
     InternVLVideoProcessor,
     LlavaNextProcessor,
@@ -40,12 +41,18 @@ from transformers import (
 
 from .checkpoints import TEXT_FAMILIES
 from .gemma import TEXT_MODELS
+from .gemma_vl import BUILDERS as GEMMA_BUILDERS
+from .gemma_vl import PROCESSORS as GEMMA_PROCESSORS
+from .gemma_vl import inputs as gemma_inputs
+from .gemma_vl import processor as gemma_processor
 from .videos import intern_inputs, llava_inputs, video_inputs
 
 # Its own grouped product of experts refuses sizes that are no multiples of 16 bytes.
 PLAIN: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
 Floats = npt.NDArray[np.float32]
 LLAVA_PROCESSORS: dict[str, Any] = {
+    "idefics3": Idefics3Processor,
+    "smolvlm": Idefics3Processor,  # writes what SmolVLM's does, which wants one more package for videos
     "llava": LlavaProcessor,
     "llava_next": LlavaNextProcessor,
     "llava_next_video": LlavaNextVideoProcessor,
@@ -109,10 +116,13 @@ def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Fl
         from . import phi3v
 
         return phi3v.image_features(folder, images)
+    if len(images) > 1 and model_type(folder) in ("idefics3", "smolvlm"):  # whose answer is one for a whole prompt
+        return [rows for image in images for rows in image_features(folder, [image])]
     model, processor = load(folder)
     options = _image_options(folder)
     batch = processor.image_processor(images=_of_one_prompt(folder, images), return_tensors="pt", **options)
     counts, grids = batch.pop("num_patches", None), batch.pop("grids", None)
+    batch.pop("num_crops", None)
     with torch.no_grad():
         output = model.model.get_image_features(**batch, return_dict=True)
     if counts is not None:
@@ -127,7 +137,7 @@ def _image_options(folder: str | Path) -> dict[str, Any]:
     """What the processor tells its image processor."""
     if model_type(folder) == "mistral3":
         return {"patch_size": 28}  # of the tower, merged
-    return {"crop_to_patches": True} if model_type(folder) == "internvl" else {}
+    return {"crop_to_patches": True} if model_type(folder) in ("internvl", "aya_vision") else {}
 
 
 def _marked(views: torch.Tensor, marks: torch.Tensor, grids: list[list[int]]) -> list[Floats]:
@@ -200,6 +210,8 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
             settings["video_processor"] = VIDEO_PROCESSORS[model_type(folder)]()
         made = LLAVA_PROCESSORS[model_type(folder)]
         processor = made(image_processor=image_processor, tokenizer=tokenizer, **settings)
+    elif model_type(folder) in GEMMA_BUILDERS:
+        processor = gemma_processor(model_type(folder), image_processor, tokenizer)
     else:
         # unused, but the processor insists on one (it needs torchvision)
         video_processor = Glm4vVideoProcessor() if is_glm(folder) else Qwen2VLVideoProcessor()
@@ -216,6 +228,8 @@ def _of_one_prompt(folder: str | Path, images: Sequence[Image.Image]) -> list[An
 def _inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
     if isinstance(processor, PreTrainedTokenizerFast):
         return dict(processor([prompt], return_tensors="pt", return_token_type_ids=False))
+    if type(processor).__name__ in GEMMA_PROCESSORS:
+        return gemma_inputs(processor, prompt, images)
     return dict(
         processor(text=[prompt], images=list(images) or None, return_tensors="pt", return_mm_token_type_ids=True)
     )
@@ -243,7 +257,8 @@ def _transformers_reference(
     prompt_logits, greedy, margins = logits.numpy(), list[int](), list[float]()
     for step in range(max_new_tokens):
         if step:
-            logits = _forward(model, _extend(inputs, greedy))
+            # What PaliGemma answers is of another type than its prompt, which sees all of itself.
+            logits = _forward(model, _extend(inputs, greedy, int(model_type(folder) == "paligemma")))
         token, margin = best(logits[-1])
         greedy.append(token)
         margins.append(margin)
@@ -291,7 +306,7 @@ def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return logits
 
 
-def _extend(inputs: dict[str, torch.Tensor], tokens: list[int]) -> dict[str, torch.Tensor]:
+def _extend(inputs: dict[str, torch.Tensor], tokens: list[int], token_type: int) -> dict[str, torch.Tensor]:
     """The inputs with text tokens behind the prompt."""
     if "position_ids" in inputs:
         rows = inputs["position_ids"]
@@ -301,5 +316,6 @@ def _extend(inputs: dict[str, torch.Tensor], tokens: list[int]) -> dict[str, tor
         "input_ids": torch.tensor([tokens]),
         "attention_mask": torch.ones(1, len(tokens), dtype=torch.long),
         "mm_token_type_ids": torch.zeros(1, len(tokens), dtype=torch.long),
+        "token_type_ids": torch.full((1, len(tokens)), token_type),
     }
     return {name: torch.cat([value, tail[name]], dim=1) if name in tail else value for name, value in inputs.items()}

@@ -69,6 +69,8 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llava_siglip": ("llava_siglip", {}),
     "llava_siglip-phi3": ("llava_siglip", {"text": "phi3"}),
     "llava_siglip-qwen3": ("llava_siglip", {"text": "qwen3"}),
+    "idefics3": ("idefics3", {}),
+    "smolvlm": ("smolvlm", {}),
     "vipllava": ("vipllava", {}),
     "qwen2_vl": ("qwen2_vl", {}),
     "qwen2_5_vl": ("qwen2_5_vl", {}),
@@ -93,6 +95,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama-biased": ("llama", {"attention_bias": True, "num_key_value_heads": 1, "head_dim": 8}),
     "llama-smollm2": ("llama", {**SMOL, "tie_word_embeddings": True}),
     "mistral": ("mistral", {}),
+    "mistral-window": ("mistral", {"sliding_window": 12}),
     "phi3": ("phi3", {}),
     "phi3-switch-32": ("phi3", {"original_max_position_embeddings": 32}),
     "phi3-plain": ("phi3", {"rope_scaling": None, "max_position_embeddings": 4096, "num_key_value_heads": 1}),
@@ -105,6 +108,12 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "glm": ("glm", {}),
     "glm4": ("glm4", {}),
     "qwen3-biased": ("qwen3", {"attention_bias": True, "head_dim": 16, "tie_word_embeddings": False}),
+    "gemma3": ("gemma3", {}),
+    "gemma3-scaled": ("gemma3", {"query_pre_attn_scalar": 40, "sliding_window": 3}),
+    "paligemma": ("paligemma", {}),
+    "paligemma-2": ("paligemma", {"text": "gemma2"}),
+    "aya_vision": ("aya_vision", {}),
+    "cohere2": ("cohere2", {}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {}),
     "gemma2-wide": ("gemma2", {"sliding_window": 4096, "attn_logit_softcapping": None}),
@@ -114,9 +123,11 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 # The first of each shape runs in every test of the engine, all of them where families differ.
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "phi3_v")
 # Text stands around a picture's rows, between them, or rows have tokens of their own.
-SPANS = ("mistral3", "internvl", "ovis2")
-EVERY_FAMILY = (*FAMILIES, "llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava", *SPANS)
+SPANS = ("mistral3", "internvl", "ovis2", "idefics3", "smolvlm")
+LLAVAS = ("llava_next", "llava_next_video", "llava_onevision", "llava_siglip", "vipllava")
+EVERY_FAMILY = (*FAMILIES, *LLAVAS, *SPANS, "glm4v", "glm_ocr", "gemma3", "paligemma", "aya_vision")
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+GRIDDED = (*QWEN, "glm4v", "glm_ocr")  # whose embeddings come with a grid and whose positions have three rows
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
 EVERY_CASE += [(variant, case) for variant in (*QWEN, "qwen2_5_vl-nested") for case in VIDEO_CASES]
 EVERY_CASE += [(variant, case) for variant in ("llava_next_video", "llava_onevision") for case in LLAVA_CASES]

@@ -29,7 +29,7 @@ ROW = -1  # in MediaItem.ids: no token of text, but a row of the picture
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Detail = Literal["auto", "low", "high"]
-Resample = Literal["bicubic", "bilinear"]
+Resample = Literal["bicubic", "bilinear", "lanczos"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,14 @@ class Box:
 class ImagePlan:
     """What happens to a picture of a known size, worked out from integers alone, before any pixel is touched.
 
-    The steps in order: border (margins of one colour), transpose, resize, crop, pad, transpose back. `canvas_*_px` is
-    the size that results, `grid` the (time, height, width) of the patch grid the tower sees, `num_patches` what it
-    costs the tower, `num_tokens` how many rows of embeddings come of it: what it costs the prompt, unless tokens of
-    text stand between them.
+    The steps in order: border (margins of one colour), transpose, first resize, resize, crop, pad, transpose back.
+    `canvas_*_px` is the size that results, `grid` the (time, height, width) of the patch grid the tower sees,
+    `num_patches` what it costs the tower, `num_tokens` how many rows of embeddings come of it: what it costs the
+    prompt, unless tokens of text stand between them.
 
     `view` is the plan of a second canvas of the same picture, no wider than the first: it stands below the first at its
     left edge, and beside it is black. `canvas_*_px` does not count it; `num_patches` and `num_tokens` do.
+    `view_of_canvas`: it is made of the first canvas instead of the picture.
 
     `frames` set means a video of so many frames, and the steps are those of each; behind them stand copies of the last
     one until there are `slots`. `grid`, `num_patches` and `num_tokens` are those of the whole video, and `step_s` is
@@ -77,6 +78,8 @@ class ImagePlan:
     step_s: float = 0.0
     border: Box | None = None
     border_value: tuple[int, int, int] = (0, 0, 0)
+    first_resize_px: tuple[int, int] | None = None  # (width, height)
+    view_of_canvas: bool = False
 
 
 @dataclass(frozen=True, slots=True)

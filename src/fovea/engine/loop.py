@@ -140,7 +140,7 @@ class Engine:
             self._launch(chunks, outputs)
         elif self._flight is not None:
             self._land(outputs)
-        elif not broken:
+        elif not broken and not plan.encode:  # what waits for several pictures at once may only have some encoded
             self._fail_stalled(outputs)
         if not self.has_work():
             self._check_idle()
@@ -185,10 +185,13 @@ class Engine:
         return broken
 
     def _fail_pictures(self, broken: dict[bytes, RequestError], outputs: list[TokenOutput]) -> None:
-        for sequence in list(self.scheduler.running) if broken else ():
-            keys = [sequence.request.media[i].key for i in sequence.held_media]
+        # What waits with an open span lets its pictures go until all are there.
+        waiting = (sequence for sequence in self.scheduler.waiting if sequence.request.open_spans)
+        for sequence in [*self.scheduler.running, *waiting] if broken else ():
+            media = sequence.request.media
+            keys = [media[i].key for i in (sequence.held_media if sequence.is_running else range(len(media)))]
             error = next((broken[key] for key in keys if key in broken), None)
-            if sequence.is_running and error is not None:
+            if self.knows(sequence.request.request_id) and error is not None:
                 self._fail(sequence, error, outputs)
         for key in broken:
             self._encoder_cache.discard(key)

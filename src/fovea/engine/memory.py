@@ -17,6 +17,7 @@ CPU_ENCODER_BYTES, GPU_ENCODER_SHARE = 256 * MIB, 0.02
 GPU_RESERVE_BYTES = 768 * MIB  # library handles and workspaces, allocator slack
 DRAW_CHUNK_ELEMENTS = 8 * 1024**2  # the sampler draws in chunks of this many logits
 DRAW_ELEMENT_BYTES = 32  # what a draw holds for each value of a chunk
+RULED_QUERIES = 256  # of kernels/reference.py
 DENSE_ROWS = 256  # of models/moe.py, FEW_TOKENS
 LOGIT_ROWS_AT_ONCE = 256  # prompt log-probabilities are computed in slices of this many rows
 
@@ -113,7 +114,14 @@ def workspace_bytes(spec: ModelSpec, config: EngineConfig, element_bytes: int, m
     patch_row = (6 + kept_rows) * tower.width + mlp_rows * tower.mlp_width + tower.patch_values
     pixels = 3 * tower.patch_values * 4
     patches = max_patches * (patch_row * element_bytes + pixels)
-    return step + logits + patches
+    return step + logits + patches + _capped_bytes(spec, config)
+
+
+def _capped_bytes(spec: ModelSpec, config: EngineConfig) -> int:
+    """Weights of attention with a soft cap, which are there as a whole for so many queries (kernels/reference.py)."""
+    if spec.decoder.attention_softcap is None:
+        return 0
+    return 3 * 4 * spec.decoder.num_heads * RULED_QUERIES * (config.max_model_len or spec.decoder.max_positions)
 
 
 def _expert_values(spec: ModelSpec, config: EngineConfig) -> int:
@@ -132,11 +140,6 @@ def _wanted_len(spec: ModelSpec, config: EngineConfig) -> int:
     if wanted > decoder.max_positions:
         raise InvalidOptionError(
             f"max_model_len is {wanted:,}; the model's positions end at {decoder.max_positions:,}."
-        )
-    if decoder.window is not None and wanted > decoder.window:
-        raise InvalidOptionError(
-            f"max_model_len is {wanted:,} and the model's attention has a sliding window of {decoder.window:,} tokens, "
-            f"beyond which Fovea does not run it. Pass max_model_len={decoder.window} or less."
         )
     return wanted
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fovea.core.errors import UnsupportedModelError
+from fovea.families.cohere2 import Cohere2
 from fovea.families.config_reader import Section
 from fovea.families.gemma import Gemma, Gemma2, Gemma3
 from fovea.families.llama import Llama
@@ -20,6 +21,7 @@ from fovea.families.qwen3 import Qwen3
 from fovea.families.text import TextModel
 
 BACKBONES: Mapping[str, type[TextModel]] = {
+    "cohere2": Cohere2,
     "gemma": Gemma,
     "gemma2": Gemma2,
     "gemma3_text": Gemma3,

@@ -79,6 +79,7 @@ class Family(ABC):
     video_placeholder: ClassVar[str | None] = None  # the same for a video; None: the family takes none
     video_rule: VideoRule = VideoRule()
     video_frame: ClassVar[tuple[str, str] | None] = None  # tokens around it in a text that its layout has itself
+    adds_bos: ClassVar[bool] = True  # whether the tokenizer's own BOS goes in front of a text
     text_placeholder: ClassVar[str | None] = None  # what stands for one in text, where that is no token
     layout_tokens: ClassVar[tuple[str, ...]] = ()  # special tokens in `image_layout`, which a tokenizer must have
     image_tag: ClassVar[re.Pattern[str] | None] = None  # numbered tags in the text, where these are no tokens
@@ -264,6 +265,11 @@ class Family(ABC):
     ) -> Sequence[int | str | Mark] | None:
         """The same for a video, whose sampled frames stand at these seconds (none: nobody knows)."""
         return None
+
+    def markup(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+        """What the model's own processor adds to a prompt's text before it is tokenised: parts, and whether each is
+        trusted. Only trusted ones may be changed."""
+        return list(texts)
 
     def embeds_grid(self, num_rows: int, grid: tuple[int, int, int] | None) -> tuple[int, int, int]:
         """The grid of a picture handed in as `num_rows` embeddings. Raises EmbeddingsError if they cannot be right."""

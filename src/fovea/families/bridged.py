@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from inspect import signature
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fovea.core.errors import EmbeddingsError, MediaError, ModelError, UnsupportedModelError
@@ -27,20 +29,56 @@ qwen2_5_omni_thinker qwen2_5_vl qwen2_vl video_llama_3 video_llava vipllava
 """
 GENERIC: frozenset[str] = frozenset(_PROVEN.split())
 
-# The model types of transformers' MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES (5.23).
-_TYPES = """
-aria aya_vision blip blip-2 chameleon cohere2_vision cohere_compass cosmos3_edge cosmos3_omni deepseek_ocr2
-deepseek_vl deepseek_vl_hybrid diffusion_gemma dots3_note emu3 ernie4_5_vl_moe evolla exaone4_5 fast_vlm florence2
-fuyu gemma3 gemma3n gemma4 gemma4_unified git glm46v glm4v glm4v_moe glm5_next glm_ocr glmga got_ocr2
-granite4_vision granite_docling hunyuan_vl hyperclovax_vision_v2 idefics idefics2 idefics3 inkling2 inkling_mm_model
-instructblip instructblipvideo internvl janus kimi_k25 kosmos-2 kosmos-2.5 lfm2_vl lfm3_vl lighton_ocr llama4 llava
-llava_next llava_next_video llava_onevision minicpm_ocr minicpmv4_6 minicpmv4_7 minimax_m3_vl mistral3 mistral4
-mistral_large4 mllama molmo2 muse_glimmer muse_spark nemotron_h_omni ovis2 paddleocr_vl paligemma perception_lm pi0
-pix2struct pp_chart2table pp_formulanet qianfan_ocr qwen2_5_omni_thinker qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe
-qwen3_omni_moe_thinker qwen3_vl qwen3_vl_moe qwen4_exp shieldgemma2 smolvlm step3p7 t5gemma2 udop unlimited_ocr
-video_llama_3 video_llava vipllava vision-encoder-decoder
+# MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES of transformers (5.23): the class of each model type.
+_MAP = """
+aria:AriaForConditionalGeneration aya_vision:AyaVisionForConditionalGeneration blip:BlipForConditionalGeneration
+blip-2:Blip2ForConditionalGeneration chameleon:ChameleonForConditionalGeneration
+cohere2_vision:Cohere2VisionForConditionalGeneration cohere_compass:CohereCompassForConditionalGeneration
+cosmos3_edge:Cosmos3EdgeForConditionalGeneration cosmos3_omni:Cosmos3OmniForConditionalGeneration
+deepseek_ocr2:DeepseekOcr2ForConditionalGeneration deepseek_vl:DeepseekVLForConditionalGeneration
+deepseek_vl_hybrid:DeepseekVLHybridForConditionalGeneration diffusion_gemma:DiffusionGemmaForBlockDiffusion
+dots3_note:Dots3NoteForConditionalGeneration emu3:Emu3ForConditionalGeneration
+ernie4_5_vl_moe:Ernie4_5_VLMoeForConditionalGeneration evolla:EvollaForProteinText2Text
+exaone4_5:Exaone4_5_ForConditionalGeneration fast_vlm:FastVlmForConditionalGeneration
+florence2:Florence2ForConditionalGeneration fuyu:FuyuForCausalLM gemma3:Gemma3ForConditionalGeneration
+gemma3n:Gemma3nForConditionalGeneration gemma4:Gemma4ForConditionalGeneration
+gemma4_unified:Gemma4UnifiedForConditionalGeneration git:GitForCausalLM glm46v:Glm46VForConditionalGeneration
+glm4v:Glm4vForConditionalGeneration glm4v_moe:Glm4vMoeForConditionalGeneration
+glm5_next:Glm5NextForConditionalGeneration glm_ocr:GlmOcrForConditionalGeneration glmga:Glm46VForConditionalGeneration
+got_ocr2:GotOcr2ForConditionalGeneration granite4_vision:Granite4VisionForConditionalGeneration
+granite_docling:GraniteDoclingForConditionalGeneration hunyuan_vl:HunYuanVLForConditionalGeneration
+hyperclovax_vision_v2:HyperCLOVAXVisionV2ForConditionalGeneration idefics:IdeficsForVisionText2Text
+idefics2:Idefics2ForConditionalGeneration idefics3:Idefics3ForConditionalGeneration
+inkling2:Inkling2ForConditionalGeneration inkling_mm_model:InklingForConditionalGeneration
+instructblip:InstructBlipForConditionalGeneration instructblipvideo:InstructBlipVideoForConditionalGeneration
+internvl:InternVLForConditionalGeneration janus:JanusForConditionalGeneration
+kimi_k25:Kimi_K25ForConditionalGeneration kosmos-2:Kosmos2ForConditionalGeneration
+kosmos-2.5:Kosmos2_5ForConditionalGeneration lfm2_vl:Lfm2VlForConditionalGeneration
+lfm3_vl:Lfm3VlForConditionalGeneration lighton_ocr:LightOnOcrForConditionalGeneration
+llama4:Llama4ForConditionalGeneration llava:LlavaForConditionalGeneration llava_next:LlavaNextForConditionalGeneration
+llava_next_video:LlavaNextVideoForConditionalGeneration llava_onevision:LlavaOnevisionForConditionalGeneration
+minicpm_ocr:MiniCPMOcrForConditionalGeneration minicpmv4_6:MiniCPMV4_6ForConditionalGeneration
+minicpmv4_7:MiniCPMV4_7ForConditionalGeneration minimax_m3_vl:MiniMaxM3SparseForConditionalGeneration
+mistral3:Mistral3ForConditionalGeneration mistral4:Mistral4ForCausalLM
+mistral_large4:MistralLarge4ForConditionalGeneration mllama:MllamaForConditionalGeneration
+molmo2:Molmo2ForConditionalGeneration muse_glimmer:MuseGlimmerForConditionalGeneration
+muse_spark:MuseSparkForConditionalGeneration nemotron_h_omni:NemotronH_Omni_Reasoning_V3
+ovis2:Ovis2ForConditionalGeneration paddleocr_vl:PaddleOCRVLForConditionalGeneration
+paligemma:PaliGemmaForConditionalGeneration perception_lm:PerceptionLMForConditionalGeneration
+pi0:PI0ForConditionalGeneration pix2struct:Pix2StructForConditionalGeneration
+pp_chart2table:GotOcr2ForConditionalGeneration pp_formulanet:PPFormulaNetForConditionalGeneration
+qianfan_ocr:QianfanOCRForConditionalGeneration qwen2_5_omni_thinker:Qwen2_5OmniThinkerForConditionalGeneration
+qwen2_5_vl:Qwen2_5_VLForConditionalGeneration qwen2_vl:Qwen2VLForConditionalGeneration
+qwen3_5:Qwen3_5ForConditionalGeneration qwen3_5_moe:Qwen3_5MoeForConditionalGeneration
+qwen3_omni_moe_thinker:Qwen3OmniMoeThinkerForConditionalGeneration qwen3_vl:Qwen3VLForConditionalGeneration
+qwen3_vl_moe:Qwen3VLMoeForConditionalGeneration qwen4_exp:Qwen4ExpForConditionalGeneration
+shieldgemma2:Gemma3ForConditionalGeneration smolvlm:SmolVLMForConditionalGeneration
+step3p7:Step3p7ForConditionalGeneration t5gemma2:T5Gemma2ForConditionalGeneration udop:UdopForConditionalGeneration
+unlimited_ocr:UnlimitedOcrForConditionalGeneration video_llama_3:VideoLlama3ForConditionalGeneration
+video_llava:VideoLlavaForConditionalGeneration vipllava:VipLlavaForConditionalGeneration
+vision-encoder-decoder:VisionEncoderDecoderModel
 """
-BRIDGED: frozenset[str] = frozenset(_TYPES.split())
+BRIDGED: Mapping[str, str] = MappingProxyType(dict(entry.split(":") for entry in _MAP.split()))
 
 _LAYERS = ("num_hidden_layers", "n_layer", "decoder_layers", "num_decoder_layers", "num_layers", "n_layers")
 _HIDDEN = ("hidden_size", "d_model", "n_embd", "dim")
@@ -71,7 +109,14 @@ class Bridged(Family):
         return self._architecture
 
     def read_spec(self) -> ModelSpec:
-        config = self.read_config()
+        try:
+            return self._read_spec(self.read_config())
+        except ModelError:
+            raise
+        except Exception as error:  # whatever a config class does with values of another kind
+            raise ModelError(f"{self.files.folder}/config.json can't be read as {self.name}: {error}") from None
+
+    def _read_spec(self, config: Any) -> ModelSpec:
         text = config.get_text_config(decoder=True)
         num_heads, hidden_size = _number(text, _HEADS, 1), _number(text, _HIDDEN, 1)
         decoder = DecoderSpec(
@@ -101,6 +146,13 @@ class Bridged(Family):
         except Exception as error:  # whatever a config class raises
             where = f"{self.files.folder}/config.json"
             raise ModelError(f"transformers can't read {where} of {self.name}: {error}") from None
+
+    def wants_token_types(self) -> bool:
+        """Whether the model must be told the kind of each token, which its processor may not say unasked."""
+        import transformers
+
+        made = getattr(transformers, BRIDGED.get(self.model_type, ""), None)
+        return made is not None and "mm_token_type_ids" in signature(made.forward).parameters
 
     def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:
         """The picture as it is: what happens to it is the processor's business."""

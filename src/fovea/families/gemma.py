@@ -15,7 +15,7 @@ from fovea.families.config_reader import Section
 from fovea.families.parts import decoder_weights
 from fovea.families.rope import read_rope
 from fovea.families.spec import DecoderSpec, RopeSpec, WeightSlot
-from fovea.families.text import TextModel
+from fovea.families.text import TextModel, Windows
 
 BRANCH_NORMS = {
     "post_attention_layernorm": "attention_branch_norm",
@@ -44,7 +44,11 @@ class Gemma(TextModel):
     def read_decoder(cls, config: Section, *, tied_head: bool) -> DecoderSpec:
         config.expect("use_bidirectional_attention", False)
         plain = super().read_decoder(config, tied_head=tied_head)
-        return replace(plain, activation="gelu_tanh", norm_offset=True, embed_scale=plain.hidden_size**0.5, window=None)
+        return replace(plain, activation="gelu_tanh", norm_offset=True, embed_scale=plain.hidden_size**0.5)
+
+    @classmethod
+    def windows(cls, config: Section, num_layers: int) -> Windows:
+        return None, ()
 
 
 class Gemma2(Gemma):

@@ -22,6 +22,7 @@ class Glm(TextModel):
         "rms_norm_eps": 1.5625e-07,
         "attention_bias": True,
         "partial_rotary_factor": 0.5,
+        "eos_token_id": [151329, 151336, 151338],
     }
     partial_rotary = True
 

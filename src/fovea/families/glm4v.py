@@ -104,10 +104,10 @@ _TEXT_NAMES = {"glm4v": "glm4v_text", "glm4v_moe": "glm4v_moe_text", "glm_ocr": 
 
 
 class Glm4V(Qwen2VL):
-    architectures: ClassVar[tuple[str, ...]] = ("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration")
+    architectures: ClassVar[tuple[str, ...]] = ("Glm4vForConditionalGeneration",)
     text_defaults: ClassVar[Mapping[str, Any]] = {}  # they depend on the model_type
     placeholder = "<|image|>"
-    video_placeholder = None  # its layout of frames and times is another
+    video_placeholder: ClassVar[str | None] = None  # its videos have timestamps of their own, which nobody writes here
     usual_text, usual_vision = "glm4v_text", "glm4v_vision"
 
     @property
@@ -239,6 +239,12 @@ class Glm4V(Qwen2VL):
         slots |= same_names("model.visual.merger.down_proj", "encoder.projector.down", ("weight",))
         beyond = f"model.language_model.layers.{spec.decoder.num_layers}."  # the layer that guesses a token ahead
         return WeightMap(slots, (beyond, "lm_head.") if spec.decoder.tied_head else (beyond,))
+
+
+class Glm46V(Glm4V):
+    """With either decoder, as its config says."""
+
+    architectures = ("Glm46VForConditionalGeneration",)
 
 
 class Glm4VMoe(Glm4V):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fovea.families.config_reader import Section
-from fovea.families.text import TextModel
+from fovea.families.text import TextModel, Windows
 
 
 class Llama(TextModel):
@@ -12,5 +12,5 @@ class Llama(TextModel):
     reads_bias = True
 
     @classmethod
-    def window(cls, config: Section, num_layers: int) -> int | None:
-        return None  # transformers' Llama has none, whatever the config says
+    def windows(cls, config: Section, num_layers: int) -> Windows:
+        return None, ()  # transformers' Llama has none, whatever the config says

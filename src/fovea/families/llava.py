@@ -11,6 +11,7 @@ from fovea.families.backbones import text_backbone
 from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
 from fovea.families.config_reader import Section
 from fovea.families.parts import (
+    VLM_RENAMES,
     clip_tower,
     clip_unused,
     clip_weights,
@@ -180,14 +181,12 @@ class Llava(Family):
         slots |= same_names("multi_modal_projector.linear_2", "encoder.projector.second")
         return WeightMap(
             slots,
-            ignored=(*unused, "language_model.lm_head.") if self.spec.decoder.tied_head else unused,
-            renames=(
-                ("model.language_model.", "language_model.model."),
-                ("lm_head.", "language_model.lm_head."),
-                ("model.multi_modal_projector.", "multi_modal_projector."),
-                ("model.vision_tower.", "vision_tower."),
-            ),
+            ignored=(*self._unused_head(), *unused),
+            renames=VLM_RENAMES,
         )
+
+    def _unused_head(self) -> tuple[str, ...]:
+        return ("language_model.lm_head.",) if self.spec.decoder.tied_head else ()
 
     def _tower_weights(self, prefix: str) -> tuple[dict[str, WeightSlot], tuple[str, ...]]:
         """The names below `prefix` that are used, and beginnings of those that are not."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from fovea.core.errors import InvalidOptionError, MediaLimitError
@@ -17,7 +16,6 @@ from fovea.families.backbones import text_backbone
 from fovea.families.base import CLIP_MEAN, CLIP_STD
 from fovea.families.config_reader import Section
 from fovea.families.llava import Llava
-from fovea.families.mistral import Mistral
 from fovea.families.parts import given_grid, joined, largest_fitting, same_names, tied_unless_published
 from fovea.families.spec import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
 
@@ -38,9 +36,6 @@ class Mistral3(Llava):
         self.config.expect("projector_hidden_act", "gelu")
         self.backbone, text = text_backbone(self.files.config, self.usual_text)
         decoder = self.backbone.read_decoder(text, tied_head=self._tied(text))
-        if self.backbone is Mistral and decoder.window is not None:  # that of every layer
-            layers = tuple(range(decoder.num_layers))
-            decoder = replace(decoder, window=None, sliding_window=decoder.window, sliding_layers=layers)
         tower = self._pixtral()
         self._read_size()
         return ModelSpec(

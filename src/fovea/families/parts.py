@@ -19,6 +19,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# Where transformers 5 puts what published checkpoints have elsewhere; towers that it saves itself are flat.
+VLM_RENAMES = (
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    *(
+        (f"{root}{part}", f"vision_tower.vision_model.{part}")
+        for root in ("vision_tower.", "model.vision_tower.")
+        for part in ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head.")
+    ),
+    ("model.vision_tower.", "vision_tower."),
+)
+
+
 def plain_rope(theta: float, sections: tuple[int, ...] | None = None) -> RopeSpec:
     return RopeSpec(regimes=(RopeRegime(theta),), sections=sections)
 
@@ -96,7 +110,12 @@ def clip_tower(
 
 
 def siglip_tower(
-    vision: Section, *, num_layers: int | None = None, feature_layers: tuple[int, ...] = (), post_norm: bool = False
+    vision: Section,
+    *,
+    num_layers: int | None = None,
+    feature_layers: tuple[int, ...] = (),
+    post_norm: bool = False,
+    by_place: bool = False,
 ) -> TowerSpec:
     """SigLIP's vision transformer (arXiv:2303.15343); defaults are those of transformers' SiglipVisionConfig.
 
@@ -121,6 +140,7 @@ def siglip_tower(
         num_positions=(vision.count("image_size", 224) // patch_px) ** 2,
         feature_layers=feature_layers,
         post_norm=post_norm,
+        by_place=by_place,
     )
 
 

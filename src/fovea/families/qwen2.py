@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fovea.families.config_reader import Section
-from fovea.families.text import TextModel, window_of_some_layers
+from fovea.families.text import TextModel, Windows, windows_of_some_layers
 
 QWEN_DEFAULTS = {
     "intermediate_size": 22016,
@@ -21,5 +21,5 @@ class Qwen2(TextModel):
     qkv_bias = True
 
     @classmethod
-    def window(cls, config: Section, num_layers: int) -> int | None:
-        return window_of_some_layers(config, num_layers)
+    def windows(cls, config: Section, num_layers: int) -> Windows:
+        return windows_of_some_layers(config, num_layers)

@@ -105,7 +105,8 @@ class Qwen2VL(Family):
 
     def _tied(self, text: Section) -> bool:
         """One of both places is enough, as in transformers 5."""
-        return self.config.get(bool, "tie_word_embeddings", False) or text.get(bool, "tie_word_embeddings", False)
+        where = self.config if "tie_word_embeddings" in self.config else text
+        return where.get(bool, "tie_word_embeddings", False)
 
     def _rope(self, text: Section) -> Any:
         scaling = text.section("rope_scaling" if "rope_scaling" in text else "rope_parameters")

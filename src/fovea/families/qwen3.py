@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fovea.families.config_reader import Section
 from fovea.families.qwen2 import QWEN_DEFAULTS
-from fovea.families.text import TextModel, window_of_some_layers
+from fovea.families.text import TextModel, Windows, windows_of_some_layers
 
 
 class Qwen3(TextModel):
@@ -14,5 +14,5 @@ class Qwen3(TextModel):
     qk_norm = True
 
     @classmethod
-    def window(cls, config: Section, num_layers: int) -> int | None:
-        return window_of_some_layers(config, num_layers)
+    def windows(cls, config: Section, num_layers: int) -> Windows:
+        return windows_of_some_layers(config, num_layers)

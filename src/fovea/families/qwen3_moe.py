@@ -7,7 +7,7 @@ from dataclasses import replace
 from fovea.families.config_reader import Section
 from fovea.families.parts import qwen3_experts
 from fovea.families.spec import DecoderSpec
-from fovea.families.text import TextModel, sliding_window
+from fovea.families.text import TextModel, Windows, windows_of
 
 
 class Qwen3Moe(TextModel):
@@ -33,5 +33,5 @@ class Qwen3Moe(TextModel):
         return replace(plain, moe=experts)
 
     @classmethod
-    def window(cls, config: Section, num_layers: int) -> int | None:
-        return sliding_window(config) if config.get(bool, "use_sliding_window", False) else None
+    def windows(cls, config: Section, num_layers: int) -> Windows:
+        return windows_of(config, range(num_layers)) if config.get(bool, "use_sliding_window", False) else (None, ())

@@ -6,11 +6,16 @@ from pathlib import Path
 
 from fovea.core.config import ModelImpl
 from fovea.core.errors import UnsupportedModelError, nearest
+from fovea.core.log import logger
+from fovea.families.aya_vision import AyaVision
 from fovea.families.base import Family, ModelFiles
 from fovea.families.bridged import BRIDGED, GENERIC, Bridged
+from fovea.families.cohere2 import Cohere2
 from fovea.families.gemma import Gemma, Gemma2, Gemma3
+from fovea.families.gemma3 import Gemma3VL
 from fovea.families.glm4 import Glm, Glm4
-from fovea.families.glm4v import Glm4V, Glm4VMoe, GlmOcr
+from fovea.families.glm4v import Glm4V, Glm4VMoe, Glm46V, GlmOcr
+from fovea.families.idefics3 import Idefics3, SmolVLM
 from fovea.families.internvl import InternVL
 from fovea.families.llama import Llama
 from fovea.families.llava import Llava
@@ -20,6 +25,7 @@ from fovea.families.llava_onevision import LlavaOnevision
 from fovea.families.mistral import Mistral
 from fovea.families.mistral3 import Mistral3, Pixtral
 from fovea.families.ovis2 import Ovis2
+from fovea.families.paligemma import PaliGemma
 from fovea.families.phi3 import Phi3
 from fovea.families.phi3_v import Phi3V
 from fovea.families.qwen2 import Qwen2
@@ -38,6 +44,8 @@ FAMILIES: tuple[type[Family], ...] = (
     LlavaNextVideo,
     LlavaOnevision,
     VipLlava,
+    Idefics3,
+    SmolVLM,
     Phi3V,
     Qwen2VL,
     Qwen2_5VL,
@@ -46,11 +54,16 @@ FAMILIES: tuple[type[Family], ...] = (
     Mistral3,
     InternVL,
     Ovis2,
+    AyaVision,
+    Gemma3VL,
+    PaliGemma,
+    Cohere2,
     Gemma,
     Gemma2,
     Gemma3,
     Glm4V,
     Glm4VMoe,
+    Glm46V,
     GlmOcr,
     Llama,
     Mistral,
@@ -70,15 +83,28 @@ def load_family(folder: Path, model_impl: ModelImpl = "auto") -> Family:
     """
     files = ModelFiles.read(folder)
     own = _own_family(files, folder)
-    if own is not None and model_impl in ("auto", "fused"):
+    if own is not None and model_impl == "fused":
         return own(files)
-    if model_impl != "fused" and (model_impl != "auto" or files.config.get("model_type") in BRIDGED):
+    if own is not None and model_impl == "auto":
+        try:
+            return own(files)
+        except UnsupportedModelError as error:
+            if not _is_mapped(files):
+                raise
+            logger.warning("transformers runs this model, more slowly than Fovea's own modules would: %s", error)
+    if model_impl in ("generic", "compatible") or (model_impl == "auto" and _is_mapped(files)):
         return _bridged(files, model_impl)
     raise _unsupported(files, folder, model_impl)
 
 
+def _is_mapped(files: ModelFiles) -> bool:
+    """Whether it is a class of transformers' image-text-to-text map."""
+    name = BRIDGED.get(str(files.config.get("model_type")))
+    return name is not None and name in (files.config.get("architectures") or [name])
+
+
 def _bridged(files: ModelFiles, model_impl: ModelImpl) -> Bridged:
-    model_type = files.config.get("model_type")
+    model_type = str(files.config.get("model_type"))
     if model_impl == "generic" and model_type not in GENERIC:
         raise UnsupportedModelError(
             f"model_impl is 'generic', which is not known to answer right with the model type {model_type!r}; "
@@ -103,9 +129,6 @@ def _unsupported(files: ModelFiles, folder: Path, model_impl: ModelImpl) -> Unsu
     known = sorted({name for family in FAMILIES for name in family.architectures})
     wanted = ", ".join(map(str, names)) or "no architecture"
     hint = nearest(str(names[0]), known) if names else ""
-    how = "" if model_impl == "auto" else f" with model_impl {model_impl!r}"
+    others = "" if model_impl == "fused" else ", and by transformers the model types of `fovea models`"
     code = " Code that comes with a model folder (auto_map) is never run." if "auto_map" in files.config else ""
-    return UnsupportedModelError(
-        f"{folder} has {wanted}; supported{how}: {', '.join(known)}, and by transformers the model types of "
-        f"`fovea models`.{code}{hint}"
-    )
+    return UnsupportedModelError(f"{folder} has {wanted}; supported: {', '.join(known)}{others}.{code}{hint}")

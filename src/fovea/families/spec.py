@@ -70,9 +70,8 @@ class DecoderSpec:
     """A Llama-shaped decoder: RMSNorm, rotary attention with grouped queries, gated SiLU MLP.
 
     `qk_norm`: an RMSNorm over each query and key head before it is rotated (Qwen3, arXiv:2505.09388). `out_bias`: a
-    bias behind attention. `rotary_dim`: only the first so many dimensions of a head are rotated; None: all. `window`:
-    a token sees so many tokens, itself included; the engine runs such a model only where no sequence outgrows it.
-    `moe`: layers with experts.
+    bias behind attention. `rotary_dim`: only the first so many dimensions of a head are rotated; None: all. `moe`:
+    layers with experts.
 
     Gemma (arXiv:2403.08295, 2408.00118, 2503.19786): `norm_offset`: norms multiply by 1 + weight. `embed_scale`
     multiplies embeddings of tokens. `branch_norms`: an RMSNorm over what attention and MLP add, too (GLM-4, Gemma 2).
@@ -98,7 +97,6 @@ class DecoderSpec:
     qk_norm: bool = False
     out_bias: bool = False
     rotary_dim: int | None = None
-    window: int | None = None
     activation: Literal["silu", "gelu_tanh"] = "silu"
     norm: NormKind = "rms"
     norm_offset: bool = False
@@ -146,7 +144,7 @@ class TowerSpec:
     together; `head_norms`: one over each query and key head before it is rotated (GLM-OCR). `layer_scale`: a learned
     factor for each value of what a branch adds. `patch_norm`: a norm before positions are added. `post_norm`: one
     behind the last layer. `rope_between`: columns turn by frequencies that lie between the rows' (Pixtral), not by the
-    same.
+    same. `by_place`: a tile's patches have the learned positions of where they lie as a part of the side (Idefics3).
     """
 
     num_layers: int
@@ -174,6 +172,7 @@ class TowerSpec:
     full_layers: tuple[int, ...] = ()
     feature_layers: tuple[int, ...] = ()
     post_norm: bool = False
+    by_place: bool = False
     interpolation: Interpolation | None = None
     head_norms: bool = False
 
@@ -194,7 +193,9 @@ class ProjectorSpec:
     is on the joined patches. `deepstack`: so many layers of the tower beside the last have a merger of their own, with
     such a norm, whose rows are added to the hidden states behind the decoder's first layers (arXiv:2406.04334).
     `separators`: learned line and view separators before projection (Phi-3-vision). `newline`: a learned row after it
-    that ends each line (LLaVA-NeXT). `gated`: GLM's merger instead, which ends in a gated MLP of `mid_width`.
+    that ends each line (LLaVA-NeXT). `mid_width` 0: one linear layer alone. `gated`: GLM's merger instead, which ends
+    in a gated MLP of `mid_width`. `swiglu`: instead of GELU the second half of `mid_width` is a gate for the first
+    (Aya Vision).
 
     `merge_linear`: joined patches become as wide as one by a linear layer of their own, whose columns stand value by
     value and not patch by patch (Mistral 3). `vocabulary`: a softmax over so many visual tokens, by which rows of a
@@ -215,9 +216,12 @@ class ProjectorSpec:
     vocabulary: int = 0
     marks: int = 0
     gated: bool = False
+    swiglu: bool = False
 
 
-EncoderKind = Literal["none", "fixed", "anyres", "hd_crops", "merged_grid", "tiles", "marked_tiles", "bridged"]
+EncoderKind = Literal[
+    "none", "fixed", "pooled", "anyres", "hd_crops", "merged_grid", "tiles", "marked_tiles", "bridged"
+]
 
 # Who runs a model: Fovea's own modules; transformers' decoder over Fovea's pages; transformers with its own caches.
 ModelPath = Literal["fused", "generic", "compatible"]

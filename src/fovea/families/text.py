@@ -3,7 +3,7 @@ class defaults to and how it differs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -14,6 +14,8 @@ from fovea.families.config_reader import Section
 from fovea.families.parts import decoder_weights, llama_decoder, plain_rope
 from fovea.families.rope import read_rope, rotary_width
 from fovea.families.spec import DecoderSpec, ModelSpec, RopeSpec, WeightMap, WeightSlot
+
+Windows = tuple[int | None, tuple[int, ...]]
 
 
 class TextModel(Family):
@@ -57,6 +59,7 @@ class TextModel(Family):
             activation_key=cls.activation_key,
             activation=cls.activation,
         )
+        window, sliding = cls.windows(config, plain.num_layers)
         width = rotary_width(config, plain.head_dim, partial=cls.partial_rotary)
         return replace(
             plain,
@@ -64,7 +67,8 @@ class TextModel(Family):
             rotary_dim=None if width == plain.head_dim else width,
             qk_norm=cls.qk_norm,
             out_bias=bias,
-            window=cls.window(config, plain.num_layers),
+            sliding_window=window,
+            sliding_layers=sliding,
         )
 
     @classmethod
@@ -78,9 +82,9 @@ class TextModel(Family):
         return read_rope(config, width, max_positions)
 
     @classmethod
-    def window(cls, config: Section, num_layers: int) -> int | None:
-        """How many tokens attention sees at most, in the layers that see least; None: all."""
-        return sliding_window(config)
+    def windows(cls, config: Section, num_layers: int) -> Windows:
+        """How many tokens attention sees at most (None: all), and in which layers."""
+        return windows_of(config, range(num_layers))
 
     def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:
         raise self.no_pictures()
@@ -105,11 +109,12 @@ class TextModel(Family):
         return WeightMap(slots, (*ignored, "lm_head.") if decoder.tied_head else ignored)
 
 
-def sliding_window(config: Section) -> int | None:
-    return config.count("sliding_window") if "sliding_window" in config else None
+def windows_of(config: Section, layers: Iterable[int]) -> Windows:
+    window = config.count("sliding_window") if "sliding_window" in config else None
+    return window, () if window is None else tuple(layers)
 
 
-def window_of_some_layers(config: Section, num_layers: int) -> int | None:
+def windows_of_some_layers(config: Section, num_layers: int) -> Windows:
     """Qwen's spelling: a switch, and the layers that slide listed or counted from `max_window_layers`."""
     kinds = config.get(list, "layer_types", [])
     unknown = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
@@ -117,5 +122,7 @@ def window_of_some_layers(config: Section, num_layers: int) -> int | None:
         raise UnsupportedModelError(
             f"config.json: 'layer_types' must hold {num_layers} times full_attention or sliding_attention."
         )
-    slides = "sliding_attention" in kinds or (not kinds and num_layers > config.get(int, "max_window_layers"))
-    return sliding_window(config) if slides and config.get(bool, "use_sliding_window", False) else None
+    first = config.get(int, "max_window_layers")
+    slides = [i for i in range(num_layers) if (kinds[i] == "sliding_attention" if kinds else i >= first)]
+    is_used = bool(slides) and bool(config.get(bool, "use_sliding_window", False))
+    return windows_of(config, slides) if is_used else (None, ())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule
 
 QUICK_GELU_SLOPE = 1.702
+RULED_QUERIES = 256  # of a sequence at a time: with a soft cap all their weights are there at once
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -161,18 +162,25 @@ def ruled_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Attentio
         end = start + batch.query_lens[i]
         keys, values = (_gather(cache, batch.block_tables[i], batch.kv_lens[i]) for cache in (k_cache, v_cache))
         spans = () if batch.open_spans is None else batch.open_spans[i]
-        mask = visible(batch.query_lens[i], batch.kv_lens[i], rule, spans, q.device)
-        rows = [x.transpose(0, 1)[None] for x in (q[start:end], keys, values)]
-        parts.append(_weighted(rows[0], rows[1], rows[2], mask, rule)[0].transpose(0, 1))
+        old, (k, v) = batch.kv_lens[i] - batch.query_lens[i], (x.transpose(0, 1)[None] for x in (keys, values))
+        for first in range(start, end, RULED_QUERIES):
+            some = q[first : min(end, first + RULED_QUERIES)]
+            mask = visible(old + first - start, len(some), len(keys), rule, spans, q.device)
+            parts.append(_weighted(some.transpose(0, 1)[None], k, v, mask, rule)[0].transpose(0, 1))
         start = end
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def visible(
-    num_queries: int, num_keys: int, rule: AttentionRule, spans: tuple[tuple[int, int], ...], device: torch.device
+    first_query: int,
+    num_queries: int,
+    num_keys: int,
+    rule: AttentionRule,
+    spans: tuple[tuple[int, int], ...],
+    device: torch.device,
 ) -> Tensor:
-    """Which keys the last queries of a sequence see: [queries, keys], as transformers' masks have it."""
-    places = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
+    """Which keys so many queries from a place on see: [queries, keys], as transformers' masks have it."""
+    places = torch.arange(first_query, first_query + num_queries, device=device)[:, None]
     keys = torch.arange(num_keys, device=device)
     seen = keys <= places
     together = torch.zeros_like(seen)

@@ -13,31 +13,39 @@ from PIL import Image
 from fovea.core.types import Box, ImagePlan, Picture
 
 STRIP_PIXELS = 4 * 1024**2
-_RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_RESAMPLE = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 def apply_plan(picture: Picture, plan: ImagePlan) -> NDArray[np.uint8]:
     """The canvas [height, width, 3] that `plan` makes of `picture`, with the plan's view below."""
-    canvas = _canvas(picture, plan)
-    return canvas if plan.view is None else _below(canvas, _canvas(picture, plan.view))
+    canvas = _canvas(picture.pixels, plan)
+    if plan.view is None:
+        return canvas
+    return _below(canvas, _canvas(canvas if plan.view_of_canvas else picture.pixels, plan.view))
 
 
-def _canvas(picture: Picture, plan: ImagePlan) -> NDArray[np.uint8]:
-    pixels = picture.pixels
+def _canvas(given: NDArray[np.uint8], plan: ImagePlan) -> NDArray[np.uint8]:
+    pixels = given
     if plan.border is not None:
         assert not plan.transpose, "a border is for pictures that stay upright"
         pixels = _resize_bordered(pixels, plan, plan.border)
     else:
         if plan.transpose:
             pixels = _swap_axes(pixels)
-        pixels = _resize(pixels, plan)
+        if plan.first_resize_px is not None:
+            pixels = _resize(pixels, plan.first_resize_px, plan)
+        pixels = _resize(pixels, (plan.resize_width_px, plan.resize_height_px), plan)
     if plan.crop is not None:
         pixels = _crop(pixels, plan.crop)
     if plan.pad is not None:
         pixels = _pad(pixels, plan.pad, plan.pad_value)
     if plan.transpose:
         pixels = _swap_axes(pixels)
-    if pixels is picture.pixels or not (pixels.flags.c_contiguous and pixels.flags.owndata):
+    if pixels is given or not (pixels.flags.c_contiguous and pixels.flags.owndata):
         pixels = np.array(pixels, order="C")
     expected = (plan.canvas_height_px, plan.canvas_width_px, 3)
     assert pixels.shape == expected, f"The plan promises {expected} and its steps make {pixels.shape}."
@@ -56,8 +64,7 @@ def _swap_axes(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels.transpose(1, 0, 2))
 
 
-def _resize(pixels: NDArray[np.uint8], plan: ImagePlan) -> NDArray[np.uint8]:
-    size = (plan.resize_width_px, plan.resize_height_px)
+def _resize(pixels: NDArray[np.uint8], size: tuple[int, int], plan: ImagePlan) -> NDArray[np.uint8]:
     if size == (pixels.shape[1], pixels.shape[0]):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize(size, _RESAMPLE[plan.resample]))

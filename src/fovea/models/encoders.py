@@ -1,10 +1,11 @@
-"""From pictures to rows for the decoder: canvas -> patches -> tower -> projector, six layouts.
+"""From pictures to rows for the decoder: canvas -> patches -> tower -> projector, seven layouts.
 
 fixed        every picture is one tile of one size                        (LLaVA-1.5, VipLLaVA)
+pooled       the same, patches averaged in squares                         (Gemma 3, PaliGemma)
 anyres       a picture is an overview and a field of tiles with margins   (LLaVA-NeXT, -OneVision)
 hd_crops     a picture is a global view and a grid of tiles               (Phi-3-vision)
 merged_grid  a picture is a grid of patches, merged 2 x 2 after the tower  (Qwen2-VL, -2.5-VL, -3-VL, Mistral 3)
-tiles        a picture is a field of merged tiles and, of several, an overview  (InternVL)
+tiles        a picture is a field of merged tiles and, of several, an overview  (InternVL, Idefics3, Aya Vision)
 marked_tiles the same, overview first, with rows between that mark the layout  (Ovis2)
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from fovea import kernels as ops
 from fovea.families.parts import interpolated
 from fovea.families.spec import ModelSpec, ProjectorSpec
+from fovea.models.decoder import OffsetRMSNorm
 from fovea.models.vision import VisionTower, axis_weights, make_norm
 
 KNOWN_GRIDS = 32  # sizes whose patches' places are kept: less than a megabyte each at the very most
@@ -44,14 +46,22 @@ class Projector(nn.Module):
             self.view_separator = nn.Parameter(torch.empty(joined))
         if spec.newline:
             self.newline = nn.Parameter(torch.empty(spec.out_width))
-        self.first = nn.Linear(joined, spec.mid_width, bias=spec.bias)
-        self.second = nn.Linear(spec.mid_width, spec.out_width, bias=spec.bias)
+        self.first = nn.Linear(joined, spec.mid_width or spec.out_width, bias=spec.bias)
+        self.second = (
+            nn.Linear(spec.mid_width // (1 + spec.swiglu), spec.out_width, bias=spec.bias) if spec.mid_width else None
+        )
         self.spec = spec
 
     def forward(self, x: Tensor) -> Tensor:
         if self.spec.merge_linear:
             x = self.merging(x.unflatten(-1, (self.spec.merge**2, -1)).transpose(-1, -2).flatten(-2))
-        return self.second(F.gelu(self.first(x)))
+        x = self.first(x)
+        if self.second is None:
+            return x
+        if self.spec.swiglu:
+            up, gate = x.chunk(2, dim=-1)
+            return self.second(F.silu(gate) * up)
+        return self.second(F.gelu(x))
 
     def merged(self, x: Tensor, patches: int) -> Tensor:
         """Patches [P, width], so many behind one another joined, to rows [P / patches, hidden]."""
@@ -102,6 +112,23 @@ class GatedMerger(nn.Module):
         return rows
 
 
+class PooledProjector(nn.Module):
+    """One linear layer; with a norm, a Gemma norm before it and no bias, its matrix lying as Gemma 3 publishes it."""
+
+    def __init__(self, spec: ProjectorSpec, width: int) -> None:
+        super().__init__()
+        self.norm: OffsetRMSNorm | None = None
+        if spec.norm:
+            self.norm = OffsetRMSNorm(width, spec.norm_eps)
+            self.matrix = nn.Parameter(torch.empty(width, spec.out_width))
+        else:
+            self.first = nn.Linear(width, spec.out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Tensor = self.first(x) if self.norm is None else self.norm(x) @ self.matrix
+        return rows
+
+
 class ImageEncoder(nn.Module):
     """Tower, projector and the pixel arithmetic between uint8 and patches.
 
@@ -115,6 +142,8 @@ class ImageEncoder(nn.Module):
         self.tower = VisionTower(spec.tower)
         levels, width = spec.projector.deepstack, spec.tower.out_width
         made: type[nn.Module] = GatedMerger if spec.projector.gated else Projector
+        if spec.encoder == "pooled":
+            made = PooledProjector
         if spec.projector.vocabulary:
             made = VisualVocabulary
         self.projector: Any = made(spec.projector, width // (1 + levels))
@@ -184,6 +213,18 @@ class ImageEncoder(nn.Module):
 class FixedEncoder(ImageEncoder):
     def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
         return list(self.tile_rows(canvases))
+
+
+class PooledEncoder(ImageEncoder):
+    """Every picture is one tile; the means of squares of `merge` by `merge` patches are projected."""
+
+    def forward(self, canvases: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        x, merge = self.tower.tiles(self.tile_patches(canvases)), self.spec.projector.merge
+        if merge > 1:
+            side = self.spec.tile_px // self.spec.tower.patch_px // merge
+            x = x.unflatten(1, (side, merge, side, merge)).mean(dim=(2, 4)).flatten(1, 2)
+        rows: Tensor = self.projector(x)
+        return list(rows)
 
 
 class AnyResEncoder(ImageEncoder):
@@ -430,6 +471,7 @@ def _joined_order(frames: Sequence[Frame]) -> Tensor | None:
 
 ENCODERS: dict[str, type[ImageEncoder]] = {
     "fixed": FixedEncoder,
+    "pooled": PooledEncoder,
     "anyres": AnyResEncoder,
     "hd_crops": HDCropsEncoder,
     "merged_grid": MergedGridEncoder,

@@ -52,6 +52,8 @@ def _parts(plan: ImagePlan) -> list[ImagePlan]:
 
 
 def _canvas(pixels: Tensor, plan: ImagePlan, passes: Passes) -> Tensor:
+    assert plan.border is None, "such a picture stays on the host"
+    assert plan.first_resize_px is None, "and so does one that is resized twice"
     if plan.transpose:
         pixels = pixels.transpose(0, 1)
     pixels = pixels.contiguous()

@@ -6,6 +6,8 @@ of any sizes is one forward.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -125,6 +127,7 @@ class VisionTower(nn.Module):
             self.class_token = nn.Parameter(torch.empty(spec.width))
         if spec.num_positions:
             self.positions = nn.Parameter(torch.empty(spec.num_positions, spec.width))
+        self._places: dict[int, Tensor] = {}
         if spec.pre_norm:
             self.pre_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.blocks = nn.ModuleList(VisionBlock(spec) for _ in range(spec.num_layers))
@@ -148,8 +151,22 @@ class VisionTower(nn.Module):
         first = int(self.spec.class_token)
         if first:
             x = torch.cat((self.class_token.expand(num_tiles, 1, -1), x), dim=1)
-        x = self._run((x + self.positions).flatten(0, 1), [first + num_patches] * num_tiles, None)
+        positions = self._by_place(num_patches) if self.spec.by_place else self.positions
+        x = self._run((x + positions).flatten(0, 1), [first + num_patches] * num_tiles, None)
         return x.unflatten(0, (num_tiles, -1))[:, first:]
+
+    def _by_place(self, num_patches: int) -> Tensor:
+        """The learned positions of a square of patches, each by its place as a part of the side [n, width].
+
+        Patches that are as many as the positions have their own, but for what float32 rounds, as in Idefics3's code.
+        """
+        if num_patches not in self._places:
+            side, known = math.isqrt(num_patches), math.isqrt(self.spec.num_positions)
+            borders = torch.arange(1 / known, 1.0, 1 / known)
+            parts = (torch.arange(side).float() * (1.0 / torch.tensor([side]))).clamp(max=1.0 - 1e-6)
+            buckets = torch.bucketize(parts, borders, right=True)
+            self._places[num_patches] = (buckets[:, None] * known + buckets).flatten().to(self.positions.device)
+        return self.positions[self._places[num_patches]]
 
     def packed(
         self, patches: Tensor, lengths: list[int], places: Tensor, windows: list[int], learned: Tensor | None = None

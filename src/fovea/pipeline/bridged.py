@@ -33,8 +33,9 @@ def make_preparer(
     config: EngineConfig, family: Family, folder: Path, tokenizer_folder: Path, max_model_len: int, **options: Any
 ) -> Preparer:
     """The one that the family needs; arguments as Preparer has them."""
-    kind = BridgedPreparer if isinstance(family, Bridged) else Preparer
-    return kind(config, family, folder, tokenizer_folder, max_model_len, **options)
+    if isinstance(family, Bridged):
+        return BridgedPreparer(config, family, folder, tokenizer_folder, max_model_len, **options)
+    return Preparer(config, family, folder, tokenizer_folder, max_model_len, **options)
 
 
 class BridgedPreparer(Preparer):
@@ -43,11 +44,11 @@ class BridgedPreparer(Preparer):
     family: Bridged
 
     def __init__(
-        self, config: EngineConfig, family: Family, folder: Path, tokenizer_folder: Path, *rest: Any, **options: Any
+        self, config: EngineConfig, family: Bridged, folder: Path, tokenizer_folder: Path, *rest: Any, **options: Any
     ) -> None:
         if tokenizer_folder != folder:
             raise ModelError(f"transformers runs {family.name}, and takes the tokenizer of the model's own folder.")
-        self._processor = Processor(folder, family.name)
+        self._processor = Processor(folder, family.name, wants_token_types=family.wants_token_types())
         family = copy.copy(family)
         family.placeholder = self._processor.image_token
         super().__init__(config, family, folder, tokenizer_folder, *rest, **options)

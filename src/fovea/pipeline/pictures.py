@@ -342,8 +342,8 @@ class Pictures:
 
 def fits_device(plan: ImagePlan, width_px: int, height_px: int) -> bool:
     """Whether a picture of this size may go to the device as it is."""
-    if plan.border is not None:
-        return False
+    if plan.border is not None or plan.first_resize_px is not None or plan.resample == "lanczos":
+        return False  # the device has no such steps
     picture_size = (width_px, height_px)
     if plan.transpose:
         width_px, height_px = height_px, width_px

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IDS = ("input_ids", "decoder_input_ids")
+NESTED = frozenset({"LlavaOnevisionProcessor"})  # which take a flat list for pictures of several prompts
 LISTED = "[]"  # ends the name of what is a list to the model, not a tensor
 
 
@@ -39,11 +40,12 @@ class Processor:
     Raises ModelError if the folder's processor can't be loaded.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, *, wants_token_types: bool = False) -> None:
         from transformers import AutoProcessor
 
         self._lock = threading.Lock()
         self._name = name
+        self._usual: Mapping[str, Any] = {"return_mm_token_type_ids": True} if wants_token_types else {}
         try:
             self._processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except Exception as error:  # whatever a processor class raises, a package it misses among them
@@ -54,11 +56,13 @@ class Processor:
 
     def __call__(self, text: str, pictures: Sequence[NDArray[np.uint8]], *, add_special_tokens: bool) -> Inputs:
         """Raises PromptError if the processor refuses the text or the number of its pictures."""
-        options: dict[str, Any] = {} if add_special_tokens else {"add_special_tokens": False}
+        options = dict(self._usual) if add_special_tokens else {**self._usual, "add_special_tokens": False}
         if text or not pictures:
             options["text"] = [text]
         if pictures:
-            options["images"] = [Image.fromarray(pixels) for pixels in pictures]
+            images = [Image.fromarray(pixels) for pixels in pictures]
+            is_nested = len(images) > 1 and type(self._processor).__name__ in NESTED
+            options["images"] = [images] if is_nested else images
         try:
             with self._lock:
                 made = self._processor(return_tensors="pt", **options)

@@ -66,7 +66,7 @@ def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedP
         ids = _checked(form.token_ids, family)
         prompt = _slotted(ids, placeholder_id, video_id)
     elif family.image_tag is None:
-        prompt = _tokenize_whole(form, family, tokenizer, placeholder_id, video_id)
+        prompt = _tokenize_whole(_marked_up(form, family), family, tokenizer, placeholder_id, video_id)
     else:
         prompt = _tokenize_numbered(form, family.image_tag, tokenizer, placeholder_id)
     if not prompt.token_ids:
@@ -258,6 +258,12 @@ def _checked(ids: tuple[int, ...], family: Family) -> tuple[int, ...]:
 
 def _slotted(ids: Sequence[int], placeholder_id: int, video_id: int) -> SlottedPrompt:
     return SlottedPrompt(tuple(ids), tuple(i for i, t in enumerate(ids) if t in (placeholder_id, video_id)))
+
+
+def _marked_up(form: PromptForm, family: Family) -> PromptForm:
+    texts = family.markup([(piece.text, piece.trusted) for piece in form.pieces or ()])
+    pieces = tuple(Piece(text, trusted) for text, trusted in texts)
+    return replace(form, pieces=pieces, add_special_tokens=form.add_special_tokens and family.adds_bos)
 
 
 def _tokenize_whole(
