@@ -168,9 +168,9 @@ PICTURES = [
     Bad("floats as a PIL picture", shown(Image.new("F", (8, 8))), MediaDecodeError, ('mode "F"',)),
     Bad(
         "another kind of medium",
-        {"prompt": "a", "multi_modal_data": {"video": []}},
+        {"prompt": "a", "multi_modal_data": {"audio": []}},
         MediaSourceError,
-        ("'video'", "'image'"),
+        ("'audio'", "'image'"),
     ),
     Bad("a kind that is no text", {"prompt": "a", "multi_modal_data": {1: []}}, MediaSourceError, ("'image'",)),
     Bad("too few ids", shown([image()], multi_modal_uuids={"image": []}), MediaSourceError, ("0 entries", "1 images")),

@@ -141,4 +141,4 @@ def test_server_options_have_help_and_show_large_defaults_shortly(capsys: pytest
     text = " ".join(parser.format_help().split())
     assert "Largest request body. [32M]" in text
     assert "Most memory that preparing one request may take. [1G]" in text
-    assert "default 16 images." in text
+    assert "default 16 images and 1 video." in text

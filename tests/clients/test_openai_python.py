@@ -198,7 +198,7 @@ def test_an_unknown_model_or_path_is_not_found(client: OpenAI) -> None:
         ({"n": 1000}, "n", "above_max_value"),
         ({"max_completion_tokens": 0}, "max_completion_tokens", "below_min_value"),
         ({"messages": []}, "messages", None),
-        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "messages.0.content.0.type", None),
+        ({"messages": [{"role": "user", "content": [{"type": "audio_url"}]}]}, "messages.0.content.0.type", None),
         ({"messages": [{"role": "user", "content": "word " * 20_000}]}, None, "context_length_exceeded"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", None),
         ({"response_format": {"type": "json_object"}}, "response_format", None),

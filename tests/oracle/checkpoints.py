@@ -46,11 +46,12 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt and the (width, height, seed) of its pictures, in order."""
+    """One prompt, the (width, height, seed) of its pictures, in order, and its videos (see videos.py)."""
 
     name: str
     prompt: str
     sizes: tuple[tuple[int, int, int], ...] = ()
+    clips: tuple[tuple[int, int, int, int, float | None], ...] = ()
 
     def images(self) -> list[Image.Image]:
         return [picture(*size) for size in self.sizes]

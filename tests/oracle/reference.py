@@ -45,6 +45,7 @@ from .gemma_vl import BUILDERS as GEMMA_BUILDERS
 from .gemma_vl import PROCESSORS as GEMMA_PROCESSORS
 from .gemma_vl import inputs as gemma_inputs
 from .gemma_vl import processor as gemma_processor
+from .videos import intern_inputs, llava_inputs, video_inputs
 
 # Its own grouped product of experts refuses sizes that are no multiples of 16 bytes.
 PLAIN: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
@@ -91,14 +92,22 @@ class Reference:
 
 
 def reference(
-    folder: str | Path, prompt: str, images: Sequence[Image.Image] = (), *, max_new_tokens: int = 24
+    folder: str | Path,
+    prompt: str,
+    images: Sequence[Image.Image] = (),
+    *,
+    clips: Sequence[tuple[Sequence[Image.Image], float | None]] = (),
+    max_new_tokens: int = 24,
 ) -> Reference:
-    """Run one prompt (with the family's own placeholder text for pictures) and continue it greedily, never stopping."""
+    """Run one prompt (with the family's own placeholder text for pictures) and continue it greedily, never stopping.
+
+    clips: frames and frames a second of each video.
+    """
     if model_type(folder) == "phi3_v":
         from . import phi3v
 
         return phi3v.reference(folder, prompt, images, max_new_tokens=max_new_tokens)
-    return _transformers_reference(folder, prompt, images, max_new_tokens)
+    return _transformers_reference(folder, prompt, images, clips, max_new_tokens)
 
 
 def image_features(folder: str | Path, images: Sequence[Image.Image]) -> list[Floats]:
@@ -227,11 +236,20 @@ def _inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> dict[
 
 
 def _transformers_reference(
-    folder: str | Path, prompt: str, images: Sequence[Image.Image], max_new_tokens: int
+    folder: str | Path, prompt: str, images: Sequence[Image.Image], clips: Sequence[Any], max_new_tokens: int
 ) -> Reference:
     """Each token from a fresh pass over the whole prefix: no cache whose state could hide a mistake."""
     model, processor = load(folder)
-    inputs = _inputs(processor, prompt, _of_one_prompt(folder, images) if images else [])
+    if clips:
+        if model_type(folder) == "internvl":
+            inputs = intern_inputs(processor, model.config, prompt, clips)
+        elif model_type(folder) in LLAVA_PROCESSORS:
+            given = _of_one_prompt(folder, images) if images else []
+            inputs = _with_features(model, llava_inputs(processor, model.config, prompt, given, clips))
+        else:
+            inputs = video_inputs(Path(folder), processor, model.config, prompt, images, clips)
+    else:
+        inputs = _inputs(processor, prompt, _of_one_prompt(folder, images) if images else [])
     if model_type(folder) in LLAVA_PROCESSORS:
         inputs.pop("mm_token_type_ids", None)
     token_ids: list[int] = inputs["input_ids"][0].tolist()
@@ -247,6 +265,30 @@ def _transformers_reference(
     return Reference(token_ids, prompt_logits, greedy, margins)
 
 
+def _with_features(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Videos of several lengths, which the model takes one by one, as rows in place of their embeddings."""
+    inner, ids = model.model, inputs["input_ids"]
+    with torch.no_grad():
+        x = inner.get_input_embeddings()(ids).clone()
+        config = model.config
+        chosen = {
+            "vision_feature_layer": config.vision_feature_layer,
+            "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        }
+        rows = [
+            inner.get_video_features(one[None], **chosen, return_dict=True).pooler_output.flatten(0, 1)
+            for one in inputs.pop("videos")
+        ]
+        x[ids == config.video_token_id] = torch.cat(rows)
+        if "pixel_values" in inputs:
+            said = {
+                key: inputs.pop(key) for key in ("pixel_values", "image_sizes", "batch_num_images") if key in inputs
+            }
+            features = inner.get_image_features(**said, **chosen, return_dict=True).pooler_output
+            x[ids == config.image_token_id] = torch.cat(list(features))
+    return {"inputs_embeds": x, "input_ids": ids, "attention_mask": inputs["attention_mask"]}
+
+
 def best(logits: torch.Tensor) -> tuple[int, float]:
     """The argmax token and its lead over the second."""
     top = logits.topk(2)
@@ -255,6 +297,10 @@ def best(logits: torch.Tensor) -> tuple[int, float]:
 
 def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
+        if "inputs_embeds" in inputs:
+            x, ids = inputs["inputs_embeds"], inputs["input_ids"]
+            x = torch.cat([x, model.get_input_embeddings()(ids[:, x.shape[1] :])], dim=1)
+            inputs = {"inputs_embeds": x, "attention_mask": inputs["attention_mask"]}
         logits: torch.Tensor = model(**inputs, use_cache=False).logits[0]
     assert logits.dtype == torch.float32
     return logits
@@ -262,6 +308,10 @@ def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def _extend(inputs: dict[str, torch.Tensor], tokens: list[int], token_type: int) -> dict[str, torch.Tensor]:
     """The inputs with text tokens behind the prompt."""
+    if "position_ids" in inputs:
+        rows = inputs["position_ids"]
+        following = torch.arange(len(tokens)) + rows.max() + 1
+        inputs = {**inputs, "position_ids": torch.cat([rows, following.expand(3, 1, -1)], dim=2)}
     tail = {
         "input_ids": torch.tensor([tokens]),
         "attention_mask": torch.ones(1, len(tokens), dtype=torch.long),

@@ -23,6 +23,7 @@ from fovea.pipeline.collector import Collector
 from fovea.prompt.forms import parse_prompt
 from tests.oracle.checkpoints import BUILDERS, CASES, Case
 from tests.oracle.reference import Reference, reference
+from tests.oracle.videos import INTERN_CASES, LLAVA_CASES, VIDEO_CASES, clip
 
 SHARED = Path(os.environ.get("FOVEA_SHARED", Path(__file__).parents[2].parent / "shared"))
 DEVICE = os.environ.get("FOVEA_TEST_DEVICE", "cpu")  # the same tests run on a card: make gpu-test
@@ -128,6 +129,9 @@ EVERY_FAMILY = (*FAMILIES, *LLAVAS, *SPANS, "glm4v", "glm_ocr", "gemma3", "palig
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 GRIDDED = (*QWEN, "glm4v", "glm_ocr")  # whose embeddings come with a grid and whose positions have three rows
 EVERY_CASE = [(variant, case) for variant, (family, _) in VARIANTS.items() for case in CASES[family]]
+EVERY_CASE += [(variant, case) for variant in (*QWEN, "qwen2_5_vl-nested") for case in VIDEO_CASES]
+EVERY_CASE += [(variant, case) for variant in ("llava_next_video", "llava_onevision") for case in LLAVA_CASES]
+EVERY_CASE += [(variant, case) for variant in ("internvl", "internvl-large") for case in INTERN_CASES]
 _KV_BYTES = {"phi3_v": 48 * MIB, "phi3": 48 * MIB}
 
 
@@ -192,7 +196,15 @@ def check_idle(llm: LLM) -> None:
 def question(case: Case, **more: object) -> dict[str, object]:
     """The case as a prompt for generate."""
     prompt: dict[str, object] = {"prompt": case.prompt, **more}
-    return {**prompt, "multi_modal_data": {"image": case.images()}} if case.sizes else prompt
+    data: dict[str, object] = {"image": case.images()} if case.sizes else {}
+    if case.clips:
+        data["video"] = [(frames, {} if fps is None else {"fps": fps}) for frames, fps in clips(case)]
+    return {**prompt, "multi_modal_data": data} if data else prompt
+
+
+def clips(case: Case) -> list[tuple[list[Image.Image], float | None]]:
+    """Frames and frames a second of each video."""
+    return [(clip(frames, width, height, seed), fps) for frames, width, height, seed, fps in case.clips]
 
 
 def ask(llm: LLM, prompt: object, params: SamplingParams = GREEDY) -> RequestOutput:
@@ -237,7 +249,7 @@ def all_tokens(outputs: Iterable[RequestOutput]) -> list[list[list[int]]]:
 @cache
 def answer(folder: Path, case: Case) -> Reference:
     """What the oracle says, worked out once in a session."""
-    return reference(folder, case.prompt, case.images())
+    return reference(folder, case.prompt, case.images(), clips=clips(case))
 
 
 def words(llm: LLM) -> list[int]:

@@ -99,7 +99,7 @@ PART, URL = "messages.0.content.1", "messages.0.content.1.image_url"
         ({"type": "image_url", "image_url": {}}, ("missing_required_parameter", URL)),
         ({"type": "image_url", "image_url": 5}, ("invalid_type", URL)),
         ({"type": "image_pil"}, ("missing_required_parameter", f"{PART}.image_pil")),
-        ({"type": "video_url", "video_url": "a"}, ("unsupported_value", f"{PART}.type")),
+        ({"type": "audio_url", "audio_url": "a"}, ("unsupported_value", f"{PART}.type")),
         ({"type": 10**5000}, ("unsupported_value", f"{PART}.type")),
         ({"type": ["image_url"]}, ("unsupported_value", f"{PART}.type")),
         ({}, ("unsupported_value", f"{PART}.type")),

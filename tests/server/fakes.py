@@ -99,6 +99,10 @@ class FakeService:
     def max_images(self) -> int:
         return self.config.image_limit()
 
+    @property
+    def max_videos(self) -> int:
+        return self.config.video_limit()
+
     def reading(self) -> Reading:
         return Admission(self.config).reading()
 

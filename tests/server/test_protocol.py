@@ -260,7 +260,7 @@ def test_bad_chat_fields_are_refused(fields: dict[str, Any], code: str, param: s
 TEXT_PART = {"type": "text", "text": "x"}
 URL = {"url": "https://example.com/a.png"}
 PARTS_REFUSED: list[tuple[Any, str, str]] = [
-    ({"type": "video_url", "video_url": URL}, "unsupported_value", "type"),
+    ({"type": "audio_url", "audio_url": URL}, "unsupported_value", "type"),
     ({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, "unsupported_value", "type"),
     ({"type": "file", "file": {}}, "unsupported_value", "type"),
     ({"type": "nonsense"}, "unsupported_value", "type"),
@@ -292,8 +292,38 @@ def test_bad_parts_are_refused_at_their_place_on_every_route(path: str, part: An
 
 
 def test_a_part_that_is_not_offered_is_answered_with_those_that_are() -> None:
-    answer = post(FakeService(), CHAT, parts_body({"type": "video_url", "video_url": URL}))
-    assert all(name in answer.error["message"] for name in ("text", "image_url", "input_image", "image_embeds"))
+    answer = post(FakeService(), CHAT, parts_body({"type": "audio_url", "audio_url": URL}))
+    known = ("text", "image_url", "input_image", "image_embeds", "video_url")
+    assert all(name in answer.error["message"] for name in known)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_frames": 8}, {"fps": 0.5, "max_pixels": 1000}, {"fps": 2, "uuid": "u", "min_pixels": 1}]
+)
+def test_video_parts_are_passed_on(options: dict[str, Any]) -> None:
+    service = FakeService()
+    part = {"type": "video_url", "video_url": URL, **options}
+    assert post(service, CHAT, parts_body(part)).status == 200
+    messages = service.asks[-1].messages
+    assert messages is not None
+    assert messages[0]["content"] == [part]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "place"),
+    [
+        ({"num_frames": 0}, "below_min_value", "num_frames"),
+        ({"num_frames": 2**63}, "above_max_value", "num_frames"),
+        ({"num_frames": 1.5}, "invalid_type", "num_frames"),
+        ({"fps": 0}, "below_min_value", "fps"),
+        ({"fps": 1e9}, "above_max_value", "fps"),
+        ({"max_pixels": 0}, "below_min_value", "max_pixels"),
+        ({"max_frames": 4}, "unknown_parameter", "max_frames"),
+    ],
+)
+def test_bad_video_options_are_refused_at_their_place(options: dict[str, Any], code: str, place: str) -> None:
+    answer = post(FakeService(), CHAT, parts_body({"type": "video_url", "video_url": URL, **options}))
+    check_refused(answer, code, f"messages.0.content.0.{place}")
 
 
 def test_too_many_parts_are_refused() -> None:

@@ -28,12 +28,17 @@ def test_models_are_listed_with_what_they_take() -> None:
         "root": MODEL,
         "parent": None,
         "max_model_len": 4096,
-        "fovea": {"modalities": ["text", "image"], "max_images": 4, "max_image_pixels": 64_000_000},
+        "fovea": {
+            "modalities": ["text", "image", "video"],
+            "max_images": 4,
+            "max_image_pixels": 64_000_000,
+            "max_videos": 1,
+        },
     }
 
 
 def test_a_server_without_pictures_says_so() -> None:
-    service = FakeService(config=ServerConfig(limit_mm_per_prompt={"image": 0}))
+    service = FakeService(config=ServerConfig(limit_mm_per_prompt={"image": 0, "video": 0}))
     assert get(service, "/v1/models").json["data"][0]["fovea"]["modalities"] == ["text"]
 
 

@@ -67,6 +67,7 @@ SERVER_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "pictures": (
             *("limit_mm_per_prompt", "mm_processor_kwargs", "max_image_bytes", "max_image_pixels", "max_image_aspect"),
+            *("max_video_bytes", "max_video_seconds", "max_video_frames", "max_video_pixels"),
             *("media_fetch_timeout_s", "allowed_media_domains", "allowed_media_networks", "allowed_local_media_path"),
             "enable_mm_embeds",
         ),

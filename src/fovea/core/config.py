@@ -100,6 +100,12 @@ class EngineConfig:
     max_image_bytes: int = option(32 * MIB, "Largest encoded picture.", low=1)
     max_image_pixels: int = option(64_000_000, "Largest picture in pixels, checked before decoding.", low=1)
     max_image_aspect: float = option(200.0, "Most elongated picture: long side over short side.", low=1.0)
+    max_video_bytes: int = option(64 * MIB, "Largest encoded video.", low=1)
+    max_video_seconds: float = option(3600.0, "Longest video in seconds.", low=0.01)
+    max_video_frames: int = option(768, "Most frames of one video that are shown to the model.", low=1, high=65536)
+    max_video_pixels: int = option(
+        2_000_000_000, "Most pixels of the frames that are shown, all of one video, as they are stored.", low=1
+    )
     media_threads: int = option(0, "Threads that decode and resize pictures; 0: one for each core, at most 8.", low=0)
     resize_on_device: bool | None = option(
         None, "Resize pictures where the model runs, with the same result to the bit; default: on a GPU."
@@ -123,6 +129,9 @@ class EngineConfig:
 
     def image_limit(self) -> int:
         return int(self.limit_mm_per_prompt.get("image", 999))
+
+    def video_limit(self) -> int:
+        return int(self.limit_mm_per_prompt.get("video", 999))
 
     def resizes_on(self, device: str) -> bool:
         """Whether an engine on this device ("cpu", "cuda:0") resizes pictures itself."""

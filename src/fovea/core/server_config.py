@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fovea.core.config import GIB, MIB, EngineConfig, option
 
-DEFAULT_IMAGES = 16
+DEFAULT_IMAGES, DEFAULT_VIDEOS = 16, 1
 
 
 def secret(default: Any, help: str) -> Any:
@@ -69,10 +69,19 @@ class ServerConfig(EngineConfig):
     log_format: Literal["auto", "human", "json"] = option("auto", "auto: human on a terminal, else json.")
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "Least severe log lines to write.")
 
-    # The engine's option; its default for strangers is another.
+    # The engine's options; their defaults for strangers are others.
     limit_mm_per_prompt: Mapping[str, int] = option(
-        None, f'Most media in one prompt, e.g. {{"image": 4}}; default {DEFAULT_IMAGES} images.'
+        None,
+        f'Most media in one prompt, e.g. {{"image": 4}}; default {DEFAULT_IMAGES} images and {DEFAULT_VIDEOS} video.',
+    )
+    max_video_seconds: float = option(600.0, "Longest video in seconds.", low=0.01)
+    max_video_frames: int = option(128, "Most frames of one video that are shown to the model.", low=1, high=65536)
+    max_video_pixels: int = option(
+        256_000_000, "Most pixels of the frames that are shown, all of one video, as they are stored.", low=1
     )
 
     def image_limit(self) -> int:
         return int(self.limit_mm_per_prompt.get("image", DEFAULT_IMAGES))
+
+    def video_limit(self) -> int:
+        return int(self.limit_mm_per_prompt.get("video", DEFAULT_VIDEOS))

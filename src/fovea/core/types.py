@@ -54,6 +54,10 @@ class ImagePlan:
     `view` is the plan of a second canvas of the same picture, no wider than the first: it stands below the first at its
     left edge, and beside it is black. `canvas_*_px` does not count it; `num_patches` and `num_tokens` do.
     `view_of_canvas`: it is made of the first canvas instead of the picture.
+
+    `frames` set means a video of so many frames, and the steps are those of each; behind them stand copies of the last
+    one until there are `slots`. `grid`, `num_patches` and `num_tokens` are those of the whole video, and `step_s` is
+    the seconds from one step of the grid's time to the next.
     """
 
     resize_width_px: int
@@ -69,6 +73,9 @@ class ImagePlan:
     pad: Box | None = None
     pad_value: int = 255
     view: ImagePlan | None = None
+    frames: int = 0
+    slots: int = 0
+    step_s: float = 0.0
     border: Box | None = None
     border_value: tuple[int, int, int] = (0, 0, 0)
     first_resize_px: tuple[int, int] | None = None  # (width, height)
@@ -85,6 +92,31 @@ class PixelBudget:
     detail: Detail = "auto"
     max_pixels: int | None = None
     min_pixels: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which frames of a video a client wants: so many, evenly spaced, or so many a second; at most one of the two."""
+
+    num_frames: int | None = None
+    fps: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """What is known of a video before it is decoded.
+
+    `times_s` has the second at which each frame is shown, and `fps` is frames for each second on average; both are
+    empty or None where nobody knows. `num_frames` counts those that may be used, `is_sampled` that somebody chose them.
+    """
+
+    width_px: int
+    height_px: int
+    num_frames: int
+    num_bytes: int
+    fps: float | None = None
+    times_s: tuple[float, ...] = ()
+    is_sampled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +137,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class MediaItem:
-    """One picture as the engine takes it: pixels for the tower, or embeddings that skip it.
+    """One picture, or one video, as the engine takes it: pixels for the tower, or embeddings that skip it.
 
     Pixels are a finished `canvas`, or the upright picture (`pixels`) with the `plan` that the device carries out; the
     canvas is the same to the bit. Where transformers runs the model, one item stands for all pictures of a request, and
@@ -122,7 +154,7 @@ class MediaItem:
     num_tokens: int
     num_patches: int
     grid: tuple[int, int, int]
-    canvas: NDArray[np.uint8] | None = None  # [height, width, 3]
+    canvas: NDArray[np.uint8] | None = None  # [height, width, 3]; of a video [frames, height, width, 3]
     embeds: NDArray[np.float32] | None = None  # [rows, hidden]: of the span's tokens that are not text
     pixels: NDArray[np.uint8] | None = None  # [height, width, 3]
     plan: ImagePlan | None = None
@@ -232,11 +264,12 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class MediaReport:
-    """What was done with one picture. Sizes are 0 for embeddings handed in by the caller.
+    """What was done with one picture or video. Sizes are 0 for embeddings handed in by the caller.
 
     `token_rows` by `token_columns` of its tokens lie evenly over the picture as used (`width_px` by `height_px`); a
-    model may have tokens beside those. `num_bytes` is what was handed in or fetched. Times are seconds; pictures of one
-    request are decoded in parallel, so they do not add up to its `media_s`.
+    model may have tokens beside those. `num_frames` of a video were shown, at `times_s` where that is known, and its
+    token grid is that of one step of time. `num_bytes` is what was handed in or fetched. Times are seconds; pictures of
+    one request are decoded in parallel, so they do not add up to its `media_s`.
     """
 
     original_width_px: int
@@ -251,6 +284,8 @@ class MediaReport:
     decode_s: float = 0.0
     resize_s: float = 0.0
     cache_hit: bool = False
+    num_frames: int = 0
+    times_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

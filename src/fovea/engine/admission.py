@@ -27,9 +27,11 @@ def check_request(request: EngineRequest, plan: MemoryPlan, vocab_size: int, sch
                 f"Picture {i + 1} makes {needed_bytes} bytes of embeddings; encoder_cache_bytes is "
                 f"{capacity_bytes}. Lower its pixels or raise encoder_cache_bytes."
             )
-        if item.num_patches > plan.max_picture_patches:
+        is_video = item.canvas is not None and item.canvas.ndim == 4  # encoded a few steps of its time at once
+        num_patches = item.num_patches // item.grid[0] if is_video else item.num_patches
+        if num_patches > plan.max_picture_patches:
             raise MediaLimitError(
-                f"Picture {i + 1} has {item.num_patches} patches; memory is planned for "
+                f"Picture {i + 1} has {num_patches} patches; memory is planned for "
                 f"{plan.max_picture_patches}. Lower its pixels or raise max_num_batched_patches."
             )
 

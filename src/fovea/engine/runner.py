@@ -95,6 +95,8 @@ class Runner:
         self.num_eager_decodes = 0
         self.num_late_kernels = 0
         self._encoder_cache = encoder_cache
+        if isinstance(model, VLM):
+            model.patches_at_once = plan.max_picture_patches
         self.vocab_size = model.spec.decoder.vocab_size
         self._block_size = plan.block_size
         self._idle_block = plan.num_blocks  # nobody's: no sequence writes there

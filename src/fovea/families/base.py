@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -24,6 +24,7 @@ from fovea.core.errors import (
 from fovea.core.types import ImagePlan, MediaSpan, PixelBudget
 from fovea.families.config_reader import Section, read_json
 from fovea.families.spec import ModelPath, ModelSpec, WeightMap
+from fovea.families.video import SAMPLING_KEYS, VideoRule, read_sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +49,7 @@ class ModelFiles:
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
     preprocessor: Mapping[str, Any]
+    video: Mapping[str, Any] = field(default_factory=dict)  # of the video processor, where it has a file of its own
 
     @classmethod
     def read(cls, folder: Path) -> ModelFiles:
@@ -57,6 +59,8 @@ class ModelFiles:
             generation=read_json(folder, "generation_config.json"),
             preprocessor=_nested(read_json(folder, "processor_config.json"), "image_processor")
             or read_json(folder, "preprocessor_config.json"),
+            video=_nested(read_json(folder, "processor_config.json"), "video_processor")
+            or read_json(folder, "video_preprocessor_config.json"),
         )
 
 
@@ -72,6 +76,9 @@ class Family(ABC):
     architectures: ClassVar[tuple[str, ...]]
     version: ClassVar[int] = 1  # raise when pixels or layout change: it is part of every cache key
     placeholder: str  # the token that stands for a picture in token ids
+    video_placeholder: ClassVar[str | None] = None  # the same for a video; None: the family takes none
+    video_rule: VideoRule = VideoRule()
+    video_frame: ClassVar[tuple[str, str] | None] = None  # tokens around it in a text that its layout has itself
     adds_bos: ClassVar[bool] = True  # whether the tokenizer's own BOS goes in front of a text
     text_placeholder: ClassVar[str | None] = None  # what stands for one in text, where that is no token
     layout_tokens: ClassVar[tuple[str, ...]] = ()  # special tokens in `image_layout`, which a tokenizer must have
@@ -134,10 +141,41 @@ class Family(ABC):
         """The options for each of `count` pictures of one prompt."""
         return dict(options)
 
-    def check_media(self, count: int) -> None:
-        """Raises MediaError if a model of text alone is shown a picture."""
+    def check_media(self, count: int, videos: int = 0) -> None:
+        """Raises MediaError if a model of text alone is shown a picture, or one of pictures alone a video.
+
+        `count`: pictures and videos.
+        """
         if count and not self.spec.takes_pictures:
             raise self.no_pictures()
+        if videos and self.video_placeholder is None:
+            raise self.no_videos()
+
+    def no_videos(self) -> MediaError:
+        return MediaError(
+            f"{self.name} takes no videos. Give the frames you mean as several images, or use a model that does.",
+            code="unsupported_value",
+        )
+
+    def plan_video(
+        self, num_frames: int, width_px: int, height_px: int, fps: float, options: Mapping[str, Any]
+    ) -> ImagePlan:
+        """What happens to a video of so many frames of this size, `fps` of which stand for a second."""
+        raise self.no_videos()
+
+    def plan_video_within(
+        self,
+        num_frames: int,
+        width_px: int,
+        height_px: int,
+        fps: float,
+        options: Mapping[str, Any],
+        budget: PixelBudget | None,
+    ) -> ImagePlan:
+        """`plan_video` with a budget, which is one of each frame. Raises MediaError if it cannot be kept."""
+        if budget is not None:
+            raise MediaError(f"{self.name} takes no pixel budget for videos. Leave it out.", code="unsupported_value")
+        return self.plan_video(num_frames, width_px, height_px, fps, options)
 
     def no_pictures(self) -> MediaError:
         return MediaError(
@@ -162,16 +200,28 @@ class Family(ABC):
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Processor options as validated integers. Raises InvalidOptionError for unknown names or bad values."""
+        permitted = self.processor_options
+        if self.video_placeholder is not None:
+            permitted = permitted.union(SAMPLING_KEYS)
+            self._check_sampling(options)
         for name, value in options.items():
-            if name not in self.processor_options:
-                known = ", ".join(sorted(self.processor_options)) or "none"
-                hint = nearest(str(name), self.processor_options)
+            if name in SAMPLING_KEYS and name in permitted:
+                continue
+            if name not in permitted:
+                known = ", ".join(sorted(permitted)) or "none"
+                hint = nearest(str(name), permitted)
                 raise InvalidOptionError(f"mm_processor_kwargs has {name!r}; {self.name} takes: {known}.{hint}")
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InvalidOptionError(
                     f"mm_processor_kwargs[{name!r}] is {value!r}; permitted: a whole number from 1."
                 )
         return dict(options)
+
+    def _check_sampling(self, options: Mapping[str, Any]) -> None:
+        try:
+            read_sampling(options, "mm_processor_kwargs")
+        except MediaError as error:
+            raise InvalidOptionError(f"mm_processor_kwargs: {error}") from None
 
     def _promised(self, budget: PixelBudget, least: int, most: int) -> int:
         """The most pixels that may be used: what the client asks for, or else `most`."""
@@ -196,6 +246,11 @@ class Family(ABC):
         """What stands for picture `number` (from 1) in the text of a chat message."""
         return self.placeholder
 
+    def video_text(self, number: int) -> str:
+        """What stands for video `number` (from 1) in the text of a chat message."""
+        assert self.video_placeholder is not None, "asked of families with videos only"
+        return self.video_placeholder
+
     def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> Sequence[int | str | Mark] | None:
         """What a picture with this grid becomes in the prompt: numbers of rows of embeddings, and text between them.
 
@@ -203,6 +258,12 @@ class Family(ABC):
         joined) is tokenised for itself with its special tokens, so it begins and ends with one, or stands between two
         rows. What comes before the first row and after the last is no part of the picture's span.
         """
+        return None
+
+    def video_layout(
+        self, grid: tuple[int, int, int], num_rows: int, times_s: Sequence[float]
+    ) -> Sequence[int | str | Mark] | None:
+        """The same for a video, whose sampled frames stand at these seconds (none: nobody knows)."""
         return None
 
     def markup(self, texts: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
@@ -217,9 +278,16 @@ class Family(ABC):
         return (1, num_rows, 1)
 
     def positions(
-        self, num_tokens: int, spans: Sequence[MediaSpan], grids: Sequence[tuple[int, int, int]]
+        self,
+        num_tokens: int,
+        spans: Sequence[MediaSpan],
+        grids: Sequence[tuple[int, int, int]],
+        steps_s: Sequence[float] = (),
     ) -> tuple[NDArray[np.int32] | None, int]:
-        """Rotary positions of the prompt [rows, num_tokens] (None: 0, 1, 2, ...) and the shift of what follows it."""
+        """Rotary positions of the prompt [rows, num_tokens] (None: 0, 1, 2, ...) and the shift of what follows it.
+
+        `steps_s`: ImagePlan.step_s of each; none where there are no videos.
+        """
         return None, 0
 
     def open_spans(self, num_tokens: int, spans: Sequence[MediaSpan]) -> tuple[MediaSpan, ...]:

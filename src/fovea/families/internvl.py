@@ -17,6 +17,7 @@ from fovea.families.config_reader import Section
 from fovea.families.llava import Llava
 from fovea.families.parts import joined, same_names, tied_unless_published
 from fovea.families.spec import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
+from fovea.families.video import VideoRule
 
 MAX_TILES = 64  # of a picture, beside the overview
 STEPS = ("do_resize", "do_rescale", "do_normalize")
@@ -132,6 +133,8 @@ class TiledModel(Llava):
 class InternVL(TiledModel):
     architectures = ("InternVLForConditionalGeneration",)
     placeholder = "<IMG_CONTEXT>"
+    video_placeholder: ClassVar[str | None] = "<video>"
+    video_rule = VideoRule(num_frames=8, middles=True)
     layout_tokens = ("<img>", "</img>")
     encoder = "tiles"
     default_layers = -1
@@ -203,6 +206,38 @@ class InternVL(TiledModel):
 
     def image_text(self, number: int) -> str:
         return f"{self.placeholder}\n"
+
+    def plan_video(
+        self, num_frames: int, width_px: int, height_px: int, fps: float, options: Mapping[str, Any]
+    ) -> ImagePlan:
+        """Each frame is pressed into one tile, without an overview."""
+        tile = self.spec.tile_px
+        return ImagePlan(
+            resize_width_px=tile,
+            resize_height_px=tile,
+            resample="bicubic",
+            canvas_width_px=tile,
+            canvas_height_px=tile,
+            grid=(num_frames, 1, 1),
+            num_patches=num_frames * (tile // self.spec.tower.patch_px) ** 2,
+            num_tokens=num_frames * self._side**2,
+            frames=num_frames,
+            slots=num_frames,
+            step_s=1 / fps,
+        )
+
+    def video_layout(
+        self, grid: tuple[int, int, int], num_rows: int, times_s: Sequence[float]
+    ) -> Sequence[int | str | Mark]:
+        """Frames are numbered, and their rows stand at the token of pictures."""
+        rows: list[int | str | Mark] = [Mark(self.placeholder)] * (num_rows // grid[0])
+        layout: list[int | str | Mark] = []
+        for number in range(1, grid[0] + 1):
+            layout += ["\n" * (number > 1) + f"Frame{number}: <img>", *rows, "</img>"]
+        return layout
+
+    def video_text(self, number: int) -> str:
+        return "<video>\n"
 
     def weight_map(self) -> WeightMap:
         decoder, tower, projector = self.spec.decoder, "vision_tower.", "multi_modal_projector."

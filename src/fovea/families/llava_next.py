@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from fovea.core.errors import EmbeddingsError, UnsupportedModelError
+from fovea.core.errors import EmbeddingsError, MediaError, UnsupportedModelError
 from fovea.core.types import Box, ImagePlan, PixelBudget
 from fovea.families.base import Family
 from fovea.families.llava import Llava
@@ -78,6 +78,45 @@ class LlavaNext(Llava):
             num_tokens=self._count(rows, columns),
             view=overview,
         )
+
+    def _video_plan(self, num_frames: int, width_px: int, height_px: int, fps: float, *, crops: bool) -> ImagePlan:
+        """Frames of one tile each: the middle square, or the whole frame pressed into one."""
+        self._check_video_processor()
+        tile, side = self.spec.tile_px, -(-self._side // 2)
+        width, height = tile, tile
+        if crops:
+            scaled = int(tile * max(width_px, height_px) / min(width_px, height_px))
+            width, height = (tile, scaled) if width_px <= height_px else (scaled, tile)
+        left, top = (width - tile) // 2, (height - tile) // 2
+        return ImagePlan(
+            resize_width_px=width,
+            resize_height_px=height,
+            resample="bicubic",
+            crop=Box(left, top, left + tile, top + tile) if crops else None,
+            canvas_width_px=tile,
+            canvas_height_px=tile,
+            grid=(num_frames, side, side),
+            num_patches=num_frames * self._side**2,
+            num_tokens=num_frames * side**2 + int(not crops),
+            frames=num_frames,
+            slots=num_frames,
+            step_s=1 / fps,
+        )
+
+    def _check_video_processor(self) -> None:
+        """Where it has a file of its own, its frames must become what the tower takes."""
+        said, tile = self.files.video, self.spec.tile_px
+        sizes = said.get("size") or {}
+        alike = all(value == tile for value in sizes.values() if value is not None) and all(
+            list(said.get(key) or want) == list(want)
+            for key, want in (("image_mean", self.spec.image_mean), ("image_std", self.spec.image_std))
+        )
+        if not alike:
+            raise MediaError(
+                "This checkpoint's video processor has another size or other colours than its image processor, which "
+                "Fovea does not run. Give the frames you mean as several images.",
+                code="unsupported_value",
+            )
 
     def _count(self, rows: int, columns: int) -> int:
         """Tokens of a picture with so many of its field's: the overview, and the field's lines with a newline each."""

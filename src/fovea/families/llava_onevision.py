@@ -23,6 +23,7 @@ SEVERAL = "several_pictures"
 class LlavaOnevision(LlavaNext):
     architectures = ("LlavaOnevisionForConditionalGeneration",)
     text_ties = True
+    video_placeholder = "<video>"
     usual_text = "qwen2"
     usual_tower = {
         "model_type": "siglip_vision_model",
@@ -44,7 +45,13 @@ class LlavaOnevision(LlavaNext):
             raise UnsupportedModelError(
                 f"config.json: 'vision_aspect_ratio' is {limit!r}; supported: 'anyres_max_' and a number."
             )
-        return replace(super().read_spec(), max_tiles=int(found[1]))
+        return replace(super().read_spec(), max_tiles=int(found[1]), video_pool="bilinear")
+
+    def plan_video(
+        self, num_frames: int, width_px: int, height_px: int, fps: float, options: Mapping[str, Any]
+    ) -> ImagePlan:
+        """Rows of a frame are interpolated to half a tile's side; a newline behind the last."""
+        return self._video_plan(num_frames, width_px, height_px, fps, crops=False)
 
     def for_pictures(self, options: Mapping[str, Any], count: int) -> dict[str, Any]:
         return {**options, SEVERAL: True} if count > 1 else dict(options)
@@ -71,7 +78,7 @@ class LlavaOnevision(LlavaNext):
 
     def token_grid(self, plan: ImagePlan) -> tuple[int, int]:
         rows, columns = super().token_grid(plan)
-        return (rows, columns) if plan.view else (self._side, self._side)
+        return (rows, columns) if plan.view or plan.frames else (self._side, self._side)
 
     def _possible_counts(self) -> set[int]:
         return super()._possible_counts() | {self._side**2 + 1}

@@ -48,7 +48,11 @@ class PaliGemma(PooledSiglip):
         return [*texts[:last], *parted, *texts[last + 1 :], ("\n", True)]
 
     def positions(
-        self, num_tokens: int, spans: Sequence[MediaSpan], grids: Sequence[tuple[int, int, int]]
+        self,
+        num_tokens: int,
+        spans: Sequence[MediaSpan],
+        grids: Sequence[tuple[int, int, int]],
+        steps_s: Sequence[float] = (),
     ) -> tuple[NDArray[np.int32] | None, int]:
         return np.arange(1, num_tokens + 1, dtype=np.int32)[None], 1
 

@@ -286,22 +286,28 @@ def same_names(theirs: str, ours: str, kinds: tuple[str, ...] = ("weight", "bias
 
 
 def mrope_positions(
-    num_tokens: int, spans: Sequence[MediaSpan], grids: Sequence[tuple[int, int, int]]
+    num_tokens: int,
+    spans: Sequence[MediaSpan],
+    grids: Sequence[tuple[int, int, int]],
+    intervals: Sequence[float] = (),
 ) -> tuple[NDArray[np.int32], int]:
     """Time, height and width positions (Qwen2-VL, arXiv:2409.12191 section 2.1); `grids` in merged patches.
 
     Text advances all three rows together; a picture's tokens spread over its grid; what follows starts one after the
-    largest position so far. Videos too: transformers 5's own function forgets the time axis there.
+    largest position so far. Videos too: transformers 5's own function forgets the time axis there. `intervals`: how far
+    one step of a video's time is, rounded down where it ends (Qwen2.5-VL); 1 for each if none are given.
     """
     rows = np.empty((3, num_tokens), np.int32)
     cursor, position = 0, 0
-    for span, (frames, height, width) in zip(spans, grids, strict=True):
+    for span, (frames, height, width), interval in zip(spans, grids, intervals or [1.0] * len(spans), strict=True):
         text = span.start - cursor
         rows[:, cursor : span.start] = np.arange(position, position + text)
         position += text
         cells = np.indices((frames, height, width)).reshape(3, -1)
+        if interval != 1.0:  # in float32, as the published code works it out
+            cells[0] = (cells[0].astype(np.float32) * np.float32(interval)).astype(np.int64)
         rows[:, span.start : span.end] = cells + position
-        position += max(frames, height, width)
+        position += max(int(cells[0, -1]) + 1, height, width)
         cursor = span.end
     rows[:, cursor:] = np.arange(position, position + num_tokens - cursor)
     position += num_tokens - cursor

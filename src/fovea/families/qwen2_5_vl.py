@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fovea.core.errors import UnsupportedModelError
 from fovea.families.config_reader import Section
 from fovea.families.qwen2_vl import Qwen2VL, tower_theta
@@ -15,6 +17,7 @@ class Qwen2_5VL(Qwen2VL):
         """Defaults are those of transformers' Qwen2_5_VLVisionConfig."""
         vision.expect("hidden_act", "silu")
         vision.expect("out_hidden_size", out_width, default=3584)
+        self.tokens_per_second = vision.positive("tokens_per_second", 4)
         num_layers, patch_px = vision.count("depth", 32), vision.count("patch_size", 14)
         window_px = vision.count("window_size", 112)
         window = window_px // vision.count("spatial_merge_size", 2) // patch_px
@@ -37,6 +40,10 @@ class Qwen2_5VL(Qwen2VL):
             window=window,
             full_layers=_full_layers(vision, num_layers),
         )
+
+    def intervals(self, steps_s: Sequence[float]) -> list[float]:
+        """Positions count time in `tokens_per_second`; a still picture has one step."""
+        return [self.tokens_per_second * step if step else 1.0 for step in steps_s]
 
 
 def _full_layers(vision: Section, num_layers: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +23,7 @@ from fovea.families.parts import (
     same_names,
 )
 from fovea.families.spec import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
+from fovea.families.video import VideoRule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 BICUBIC = 3  # Pillow's number for it
 MAX_ASPECT = 200  # the published processor refuses more
 DEFAULT_MIN_PIXELS, DEFAULT_MAX_PIXELS = 56 * 56, 28 * 28 * 1280  # of transformers' Qwen2VLImageProcessor
+VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS = 128 * 28 * 28, 768 * 28 * 28  # of a frame; Qwen2VLVideoProcessor, qwen-vl-utils
+VIDEO_FPS, VIDEO_MIN_FRAMES = 2.0, 4  # of qwen-vl-utils, which the models were published with
 
 
 # What a config leaves out, where transformers' Qwen2VLTextConfig differs from Llama's; Qwen2.5-VL's are the same.
@@ -51,6 +55,7 @@ class Qwen2VL(Family):
     architectures: ClassVar[tuple[str, ...]] = ("Qwen2VLForConditionalGeneration",)
     text_defaults: ClassVar[Mapping[str, Any]] = TEXT_DEFAULTS
     placeholder = "<|image_pad|>"
+    video_placeholder: ClassVar[str | None] = "<|video_pad|>"
     processor_options = frozenset({"min_pixels", "max_pixels"})
 
     def read_spec(self) -> ModelSpec:
@@ -131,6 +136,24 @@ class Qwen2VL(Family):
         fallback_max = size.count("longest_edge", DEFAULT_MAX_PIXELS)
         self.min_pixels = said.count("min_pixels", fallback_min)
         self.max_pixels = said.count("max_pixels", fallback_max)
+        self._read_video_processor(tower, merge)
+
+    def _read_video_processor(self, tower: TowerSpec, merge: int) -> None:
+        """The range of a frame's pixels. Without a file of its own: the video processor's, within that of pictures."""
+        self.video_rule = VideoRule(tower.temporal_patch, fps=VIDEO_FPS, min_frames=VIDEO_MIN_FRAMES)
+        said = Section(self.files.video, "the video processor's config")
+        for key, value in (("patch_size", tower.patch_px), ("merge_size", merge)):
+            said.expect(key, value)
+        said.expect("temporal_patch_size", tower.temporal_patch)
+        size = said.section("size") if "size" in said else said
+        self.video_max_pixels = said.count(
+            "max_pixels", size.count("longest_edge", min(VIDEO_MAX_PIXELS, self.max_pixels))
+        )
+        least = VIDEO_MIN_PIXELS
+        if not self.files.video:
+            least = max(self.min_pixels, min(least, self.video_max_pixels // 2))
+        least = said.count("min_pixels", size.count("shortest_edge", least))
+        self.video_min_pixels = min(least, self.video_max_pixels)
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         checked = super().check_options(options)
@@ -172,8 +195,45 @@ class Qwen2VL(Family):
             num_tokens=grid[1] * grid[2] // self.spec.projector.merge**2,
         )
 
+    def plan_video(
+        self, num_frames: int, width_px: int, height_px: int, fps: float, options: Mapping[str, Any]
+    ) -> ImagePlan:
+        """Two frames at a time are one step of the grid's time; the last one stands twice if their number is odd."""
+        limits = {"min_pixels": self.video_min_pixels, "max_pixels": self.video_max_pixels, **options}
+        limits["min_pixels"] = min(limits["min_pixels"], limits["max_pixels"])
+        return self._over_time(self.plan_image(width_px, height_px, limits), num_frames, fps)
+
+    def plan_video_within(
+        self,
+        num_frames: int,
+        width_px: int,
+        height_px: int,
+        fps: float,
+        options: Mapping[str, Any],
+        budget: PixelBudget | None,
+    ) -> ImagePlan:
+        limits = {"min_pixels": self.video_min_pixels, "max_pixels": self.video_max_pixels, **options}
+        if budget is not None and budget.max_pixels is not None and budget.max_pixels > limits["max_pixels"]:
+            limits["max_pixels"] = max(limits["max_pixels"], self.most_pixels(options))
+        limits["min_pixels"] = min(limits["min_pixels"], limits["max_pixels"])
+        return self._over_time(self.plan_within(width_px, height_px, limits, budget), num_frames, fps)
+
+    def _over_time(self, frame: ImagePlan, num_frames: int, fps: float) -> ImagePlan:
+        patch = self.spec.tower.temporal_patch
+        steps = -(-num_frames // patch)
+        return replace(
+            frame,
+            grid=(steps, *frame.grid[1:]),
+            num_patches=steps * frame.num_patches,
+            num_tokens=steps * frame.num_tokens,
+            frames=num_frames,
+            slots=steps * patch,
+            step_s=patch / fps,
+        )
+
     def largest_picture(self, options: Mapping[str, Any]) -> int:
-        return int(options.get("max_pixels", self.max_pixels)) // self.spec.tower.patch_px**2
+        most = int(options.get("max_pixels", max(self.max_pixels, self.video_max_pixels)))
+        return most // self.spec.tower.patch_px**2
 
     def token_grid(self, plan: ImagePlan) -> tuple[int, int]:
         merge = self.spec.projector.merge
@@ -213,13 +273,25 @@ class Qwen2VL(Family):
         return given_grid(self.name, self.spec.projector.merge, num_rows, grid)
 
     def positions(
-        self, num_tokens: int, spans: Sequence[MediaSpan], grids: Sequence[tuple[int, int, int]]
+        self,
+        num_tokens: int,
+        spans: Sequence[MediaSpan],
+        grids: Sequence[tuple[int, int, int]],
+        steps_s: Sequence[float] = (),
     ) -> tuple[NDArray[np.int32] | None, int]:
         merge = self.spec.projector.merge
-        return mrope_positions(num_tokens, spans, [(t, h // merge, w // merge) for t, h, w in grids])
+        merged = [(t, h // merge, w // merge) for t, h, w in grids]
+        return mrope_positions(num_tokens, spans, merged, self.intervals(steps_s))
+
+    def intervals(self, steps_s: Sequence[float]) -> list[float]:
+        """How far the positions of one step of time are from those of the next, for each medium."""
+        return [1.0] * len(steps_s)
 
     def image_text(self, number: int) -> str:
         return "<|vision_start|><|image_pad|><|vision_end|>"
+
+    def video_text(self, number: int) -> str:
+        return "<|vision_start|><|video_pad|><|vision_end|>"
 
     def weight_map(self) -> WeightMap:
         tower = self.spec.tower

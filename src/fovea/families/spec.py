@@ -247,6 +247,7 @@ class ModelSpec:
     image_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     dtype: str
     tile_px: int = 0  # side of the square the tower sees; 0: any multiple of the patch
+    video_pool: Literal["none", "average", "bilinear"] = "none"  # to half a tile's side; bilinear: of projected rows
     max_tiles: int = 0  # a field of more tiles has its rows interpolated to about so many tiles' worth; 0: never
 
     @property

@@ -22,6 +22,7 @@ from fovea.core.types import TokenOutput
 from fovea.engine.build import build_engine, plan_engine
 from fovea.engine.failures import EngineBrokenError
 from fovea.engine.loop import Engine
+from fovea.families.base import Family
 from fovea.families.registry import load_family
 from fovea.ipc import faults
 from fovea.ipc.blob import map_blob
@@ -113,13 +114,13 @@ class EngineLoop:
             self._channel.send(encode(Stats(self._engine.counters())))
 
 
-def load(setup: Setup) -> Engine:
+def load(setup: Setup) -> tuple[Engine, Family]:
     config = EngineConfig.from_options(setup.options)
     folder = find_model(config.model, config)
     family = load_family(folder, config.model_impl)
     engine = build_engine(plan_engine(config, family), config, family, folder, use_tqdm=setup.show_progress)
     faults.install(engine, setup.faults)
-    return engine
+    return engine, family
 
 
 def main(argv: list[str]) -> int:
@@ -131,7 +132,7 @@ def main(argv: list[str]) -> int:
             return 1
         show_worker_logs(as_json=setup.log_as_json, level=setup.log_level)
         try:
-            engine = load(setup)
+            engine, family = load(setup)
         except FoveaError as error:
             channel.send(encode(Failed(error_to_wire(error))))
             return 1
@@ -147,6 +148,7 @@ def main(argv: list[str]) -> int:
             str(engine.plan),
             engine.model.spec.takes_pictures,
             engine.model.path,
+            family.video_placeholder is not None,
         )
         channel.send(encode(ready), heartbeat.fd)
         EngineLoop(engine, channel, heartbeat).run()

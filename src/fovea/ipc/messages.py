@@ -120,6 +120,7 @@ class EngineReady(Message, frozen=True):
     memory_plan: str
     takes_pictures: bool = True
     path: ModelPath = "fused"
+    takes_videos: bool = False
 
 
 class Failed(Message, frozen=True):

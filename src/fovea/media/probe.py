@@ -27,7 +27,7 @@ class MediaLimits:
     """The most one picture may have: encoded bytes, pixels, and long side over short side.
 
     `max_request_*`: the most all pictures of a request may have together; None for no limit. `allow_animated`: whether
-    an encoded animation may stand for its first frame.
+    an encoded animation may stand for its first frame. `bytes_option` is where the limit of bytes comes from.
     """
 
     max_bytes: int
@@ -36,6 +36,11 @@ class MediaLimits:
     max_request_bytes: int | None = None
     max_request_pixels: int | None = None
     allow_animated: bool = True
+    bytes_option: str = "max_image_bytes"
+
+    @property
+    def noun(self) -> str:
+        return "picture" if self.bytes_option == "max_image_bytes" else "video"
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> MediaLimits:
@@ -78,8 +83,8 @@ def probe(source: MemorySource, limits: MediaLimits) -> Probe:
 def check_num_bytes(num_bytes: int, limits: MediaLimits) -> None:
     if num_bytes > limits.max_bytes:
         raise MediaLimitError(
-            f"The picture has {num_bytes:,} bytes; the option max_image_bytes permits {limits.max_bytes:,}. "
-            "Send a smaller file, or raise the option."
+            f"The {limits.noun} has {num_bytes:,} bytes; the option {limits.bytes_option} permits "
+            f"{limits.max_bytes:,}. Send a smaller file, or raise the option."
         )
 
 

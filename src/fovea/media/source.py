@@ -35,6 +35,7 @@ _MAX_ECHO_CHARS = 20
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _TOKEN = r"[A-Za-z0-9!#$&^_.+-]+"
 _DATA_HEADER = re.compile(rf"image/{_TOKEN}(;{_TOKEN}=[^;,]*)*;base64", re.IGNORECASE)
+_VIDEO_HEADER = re.compile(rf"(video/{_TOKEN}|image/(gif|webp))(;{_TOKEN}=[^;,]*)*;base64", re.IGNORECASE)
 _NO_LOCAL_FILE = (
     "This file:// address is not a picture file below the folder of the option allowed_local_media_path. "
     "Use file:///<absolute path> of a file in that folder, or send the picture as a data URL."
@@ -121,15 +122,34 @@ def parse_url(url: str, *, allowed_local_media_path: str, max_bytes: int) -> Ima
     )
 
 
-def _parse_data_url(url: str, max_bytes: int) -> BytesSource:
+def parse_video_url(url: str, *, allowed_local_media_path: str, max_bytes: int) -> BytesSource | FileSource | UrlSource:
+    """The same for the address of a `video_url` part."""
+    match = _SCHEME.match(url)
+    scheme = match[1].lower() if match else ""
+    if scheme == "data":
+        return _parse_data_url(url, max_bytes, is_video=True)
+    if scheme == "file":
+        return _parse_file_url(url, allowed_local_media_path)
+    if scheme in ("http", "https"):
+        return UrlSource(url)
+    found = f"the scheme {scheme[:_MAX_ECHO_CHARS]!r} is not" if scheme else "an address without a scheme is not"
+    raise MediaSourceError(
+        f"The video was refused: {found} supported. Use an http or https address, or a data URL "
+        "(data:video/mp4;base64,...)."
+    )
+
+
+def _parse_data_url(url: str, max_bytes: int, *, is_video: bool = False) -> BytesSource:
     comma = url.find(",", 0, _MAX_DATA_HEADER_CHARS)
-    if comma < 0 or not _DATA_HEADER.fullmatch(url, len("data:"), comma):
-        raise _bad_data_url("The data URL must begin with data:image/<type>;base64, and hold base64 text.")
+    if comma < 0 or not (_VIDEO_HEADER if is_video else _DATA_HEADER).fullmatch(url, len("data:"), comma):
+        kind = "video" if is_video else "image"
+        raise _bad_data_url(f"The data URL must begin with data:{kind}/<type>;base64, and hold base64 text.")
     num_chars = len(url) - comma - 1
     num_bytes = num_chars * 3 // 4 - url.count("=", max(comma, len(url) - 2))
     if num_bytes > max_bytes:
         raise MediaLimitError(
-            f"The picture in the data URL has {num_bytes:,} bytes; the option max_image_bytes permits {max_bytes:,}. "
+            f"The {'video' if is_video else 'picture'} in the data URL has {num_bytes:,} bytes; the option "
+            f"{'max_video_bytes' if is_video else 'max_image_bytes'} permits {max_bytes:,}. "
             "Send a smaller file, or raise the option."
         )
     try:

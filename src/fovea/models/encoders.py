@@ -32,8 +32,8 @@ KNOWN_GRIDS = 32  # sizes whose patches' places are kept: less than a megabyte e
 class ImageEncoder(nn.Module):
     """Tower, projector and the pixel arithmetic between uint8 and patches.
 
-    The forward of each layout takes uint8 canvases [height, width, 3] on the model's device and their grids, and gives
-    rows [num_tokens, row_width] for each picture.
+    The forward of each layout takes uint8 canvases [height, width, 3] (of a video, where the layout has those, [frames,
+    height, width, 3]) on the model's device and their grids, and gives rows [num_tokens, row_width] for each.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -71,7 +71,19 @@ class ImageEncoder(nn.Module):
     def cut(self, canvases: Sequence[Tensor], side: int) -> Tensor:
         """Normalised patches of all canvases in the model's type [P, values], in blocks of `side` by `side`."""
         tower, (_, levels) = self.spec.tower, self.levels(canvases[0].device)
+        if any(canvas.dim() == 4 for canvas in canvases):
+            return torch.cat([self._cut_one(canvas, side) for canvas in canvases])
         return ops.cut_patches(canvases, levels, tower.patch_px, side, tower.temporal_patch)
+
+    def _cut_one(self, canvas: Tensor, side: int) -> Tensor:
+        """A picture, or a video [frames, height, width, 3], whose frames take turns in the slots of a patch."""
+        tower, (_, levels) = self.spec.tower, self.levels(canvas.device)
+        if canvas.dim() == 3:
+            return ops.cut_patches([canvas], levels, tower.patch_px, side, tower.temporal_patch)
+        slots = tower.temporal_patch
+        tall = [canvas[slot::slots].flatten(0, 1).contiguous() for slot in range(slots)]  # one frame below the other
+        parts = [ops.cut_patches([part], levels, tower.patch_px, side, 1).unflatten(1, (3, 1, -1)) for part in tall]
+        return torch.cat(parts, dim=2).flatten(1)
 
     def tile_patches(self, canvases: Sequence[Tensor]) -> Tensor:
         """Canvases made of square tiles to [tiles, patches, values], each canvas's tiles in reading order."""
@@ -81,6 +93,15 @@ class ImageEncoder(nn.Module):
             tiles = [canvas.unflatten(1, (-1, tile)).unflatten(0, (-1, tile)) for canvas in canvases]
             canvases = [t[:, : side * px, :, : side * px].flatten(2, 3).flatten(0, 1).contiguous() for t in tiles]
         return self.cut(canvases, side).unflatten(0, (-1, side**2))
+
+    def video(self, frames: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Rows of some steps of a video's time: its frames [frames, height, width, 3] and their part of the grid."""
+        (rows,) = self([frames], [grid])
+        return rows
+
+    def behind_video(self) -> list[Tensor]:
+        """Rows that stand once behind all of a video's."""
+        return []
 
     def tile_rows(self, canvases: Sequence[Tensor]) -> Tensor:
         """The same tiles through tower and projector: [tiles, patches, hidden]."""
@@ -116,6 +137,22 @@ class AnyResEncoder(ImageEncoder):
         fields = [(canvas.shape[0] // tile - 1, canvas.shape[1] // tile) for canvas in canvases]
         views = self.tile_rows([part for part in parts if len(part)]).split([1 + r * c for r, c in fields])
         return [self._arrange(*one) for one in zip(views, fields, grids, strict=True)]
+
+    def video(self, frames: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """One tile a frame, and its side halved: of patches by averages, or of rows by interpolating."""
+        side = self.spec.tile_px // self.spec.tower.patch_px
+        if self.spec.video_pool == "average":
+            features = self.tower.tiles(self.tile_patches(list(frames))).unflatten(1, (side, side))
+            fewer = F.avg_pool2d(features.permute(0, 3, 1, 2), 2)
+            rows: Tensor = self.projector(fewer.flatten(2).transpose(1, 2))
+            return rows.flatten(0, 1)
+        every = self.tile_rows(list(frames)).unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        return F.interpolate(every, size=grid[1:], mode="bilinear").permute(0, 2, 3, 1).flatten(0, 2)
+
+    def behind_video(self) -> list[Tensor]:
+        newline = self.projector.newline
+        assert isinstance(newline, Tensor), "every projector of this layout has one"
+        return [newline[None]] if self.spec.video_pool == "bilinear" else []
 
     def _arrange(self, views: Tensor, field: tuple[int, int], grid: tuple[int, int, int]) -> Tensor:
         """The overview, then the field's lines without its margins, each ended by the newline."""
@@ -188,6 +225,12 @@ class TilesEncoder(ImageEncoder):
         views = self.projector(self.projector.norm(merged) if norm else merged)
         counts = [rows * columns + (rows * columns > 1) for _, rows, columns in grids]
         return [self._arrange(*one) for one in zip(views.split(counts), grids, strict=True)]
+
+    def video(self, frames: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """A frame is one tile without an overview."""
+        merged = self._merge(self.tower.tiles(self.tile_patches(list(frames))))
+        rows: Tensor = self.projector(self.projector.norm(merged) if self.spec.projector.norm else merged)
+        return rows.flatten(0, 1)
 
     def _merge(self, views: Tensor) -> Tensor:
         """Join blocks of patches: [views, patches, width] to [views, rows, merged width]."""

@@ -115,6 +115,8 @@ class BridgedPreparer(Preparer):
             )
         if form.media and not self._processor.sees:
             raise self.family.no_pictures()
+        if any(one.video is not None for one in form.media):
+            raise self.family.no_videos()
         if form.token_ids is not None and form.media:
             raise PlaceholderError(
                 f"{self.family.name} runs by transformers: give its prompts with pictures as text, not as token ids."

@@ -1,4 +1,4 @@
-"""The pictures of one request: opened and judged from their headers, all of them, then decoded.
+"""The pictures and videos of one request: opened and judged from their headers, all of them, then decoded.
 
 Contract: `open` decodes nothing and refuses whatever is over a limit, of one picture or of all together; `make` decodes
 what `open` let through, and resizes it unless that is left to the device. Errors say which picture they are about.
@@ -29,8 +29,19 @@ from fovea.media.digest import array_digest, media_key
 from fovea.media.fetch import FetchPolicy
 from fovea.media.load import Fetched, open_source
 from fovea.media.probe import MediaLimits, Probe, check_num_bytes, check_request, probe
-from fovea.media.source import BytesSource, MemorySource, PilSource, UrlSource, parse_image, parse_url
+from fovea.media.source import (
+    BytesSource,
+    ImageSource,
+    MemorySource,
+    PilSource,
+    UrlSource,
+    parse_image,
+    parse_url,
+    parse_video_url,
+)
 from fovea.media.transform import apply_plan
+from fovea.media.video import FramesSource, VideoLimits, VideoSource, parse_video
+from fovea.pipeline.videos import MadeVideo, OpenedVideo, make_video, open_video, report_video
 from fovea.prompt.forms import MediaInput
 
 # A picture goes to the device as it is unless it, or what it is resized to before a crop, is much larger than its
@@ -52,10 +63,17 @@ class Opened:
     grid: tuple[int, int, int]
     num_bytes: int
     fetch_s: float = 0.0
+    video: OpenedVideo | None = None
     ids: tuple[int, ...] | None = None  # see MediaItem
 
     @property
+    def times_s(self) -> tuple[float, ...] | None:
+        """Seconds of a video's frames, () where nobody knows them; None for a picture."""
+        return None if self.video is None else self.video.chosen.times_s
+
+    @property
     def num_pixels(self) -> int:
+        """Of a picture; the option max_video_pixels is for those of a video."""
         return 0 if self.probe is None else self.probe.width_px * self.probe.height_px
 
 
@@ -117,6 +135,7 @@ class Pictures:
         self._family = family
         self._num_threads = num_threads
         self._limits = MediaLimits.from_config(config)
+        self._video_limits = VideoLimits.from_config(config)
         self._fetch_policy = FetchPolicy.from_config(config)
         self._local_folder = config.allowed_local_media_path
         self._lock = threading.Lock()
@@ -127,9 +146,9 @@ class Pictures:
         self, media: Sequence[MediaInput], options: Mapping[str, Any], fetched: Mapping[str, Fetched] | None
     ) -> list[Opened]:
         """`fetched`: what web addresses gave; if it is given, nothing is dialled here."""
-        known: dict[str, MemorySource] = {}
+        known: dict[tuple[str, bool], MemorySource] = {}
         opened: list[Opened] = []
-        options = self._family.for_pictures(options, len(media))
+        options = self._family.for_pictures(options, sum(one.video is None for one in media))
         num_bytes = num_pixels = 0
         for number, one in enumerate(media, 1):
             with _named(one, number, len(media)):
@@ -153,11 +172,20 @@ class Pictures:
             if picture.source is not None and picture.plan is not None:
                 job = jobs.setdefault(id(picture.source), _Job(number, picture.media, picture.source))
                 job.plans[picture.plan] = None
+        videos = {
+            number: self._make_video(one, number, len(opened)) for number, one in enumerate(opened, 1) if one.video
+        }
         done = dict(zip(jobs, self._run(list(jobs.values()), len(opened), resize_on_device, shared), strict=True))
-        return [self._made(picture, done, salt) for picture in opened]
+        return [
+            self._made_video(one, videos[number], salt) if one.video else self._made(one, done, salt)
+            for number, one in enumerate(opened, 1)
+        ]
 
     def report(self, opened: Opened, decode_s: float = 0.0, resize_s: float = 0.0) -> MediaReport:
         """`cache_hit` is filled in when the engine tells."""
+        if opened.video is not None:
+            cells = self._family.token_grid(opened.video.plan)
+            return report_video(opened.video, opened.num_tokens, cells, opened.fetch_s, decode_s)
         if opened.plan is None or opened.probe is None:
             return MediaReport(0, 0, 0, 0, opened.num_tokens, num_bytes=opened.num_bytes)
         rows, columns = self._family.token_grid(opened.plan)
@@ -179,35 +207,85 @@ class Pictures:
         self,
         media: MediaInput,
         options: Mapping[str, Any],
-        known: dict[str, MemorySource],
+        known: dict[tuple[str, bool], MemorySource],
         fetched: Mapping[str, Fetched] | None,
     ) -> Opened:
         if media.kind == "embeds":
             return self._open_embeds(media)
+        if media.video is not None:
+            return self._open_video(media, options, known, fetched)
         source, fetch_s = self._source(media, known, fetched)
         size = probe(source, self._limits)
         plan = self._family.plan_within(size.width_px, size.height_px, options, media.budget)
         return Opened(media, source, size, plan, plan.num_tokens, plan.grid, size.num_bytes, fetch_s)
 
+    def _open_video(
+        self,
+        media: MediaInput,
+        options: Mapping[str, Any],
+        known: dict[tuple[str, bool], MemorySource],
+        fetched: Mapping[str, Fetched] | None,
+    ) -> Opened:
+        source: VideoSource | ImageSource
+        if media.kind == "url":
+            source, fetch_s = self._at_address(media.value, known, fetched, is_video=True)
+        else:
+            source, fetch_s = parse_video(media.value), 0.0
+            if not isinstance(source, FramesSource):
+                source = open_source(source, self._video_limits.picture)
+        assert isinstance(source, (FramesSource, BytesSource)), "all that a video can be once it is in memory"
+        video = open_video(source, media, self._family, options, self._video_limits)
+        plan, num_bytes = video.plan, video.clip.num_bytes
+        return Opened(media, None, None, plan, plan.num_tokens, plan.grid, num_bytes, fetch_s, video)
+
     def _source(
-        self, media: MediaInput, known: dict[str, MemorySource], fetched: Mapping[str, Fetched] | None
+        self,
+        media: MediaInput,
+        known: dict[tuple[str, bool], MemorySource],
+        fetched: Mapping[str, Fetched] | None,
     ) -> tuple[MemorySource, float]:
-        """`known`: what the addresses of this request gave already; each is fetched and read once."""
         if media.kind == "picture":
             return open_source(parse_image(media.value), self._limits), 0.0
-        if media.value in known:
-            return known[media.value], 0.0
-        source = parse_url(media.value, allowed_local_media_path=self._local_folder, max_bytes=self._limits.max_bytes)
+        return self._at_address(media.value, known, fetched)
+
+    def _at_address(
+        self,
+        url: str,
+        known: dict[tuple[str, bool], MemorySource],
+        fetched: Mapping[str, Fetched] | None,
+        *,
+        is_video: bool = False,
+    ) -> tuple[MemorySource, float]:
+        """`known`: what the addresses of this request gave already; each is fetched and read once for its kind."""
+        if (url, is_video) in known:
+            return known[url, is_video], 0.0
+        parse, limits = (parse_video_url, self._video_limits.picture) if is_video else (parse_url, self._limits)
+        source = parse(url, allowed_local_media_path=self._local_folder, max_bytes=limits.max_bytes)
         if not isinstance(source, UrlSource):
-            opened, fetch_s = open_source(source, self._limits), 0.0
+            opened, fetch_s = open_source(source, limits), 0.0
         elif fetched is None:
             started = time.perf_counter()
-            opened = open_source(source, self._limits, self._fetch_policy)
+            opened = open_source(source, limits, replace(self._fetch_policy, max_bytes=limits.max_bytes))
             fetch_s = time.perf_counter() - started
         else:
-            opened, fetch_s = _given(source, fetched, self._limits)
-        known[media.value] = opened
+            opened, fetch_s = _given(source, fetched, limits)
+        known[url, is_video] = opened
         return opened, fetch_s
+
+    def _make_video(self, opened: Opened, number: int, total: int) -> MadeVideo:
+        assert opened.video is not None, "asked of videos only"
+        with _named(opened.media, number, total):
+            return make_video(opened.video, self._video_limits)
+
+    def _made_video(self, opened: Opened, made: MadeVideo, salt: str) -> tuple[MediaItem, MediaReport]:
+        """The key covers the frames as the tower sees them, their times, the plan, family and owner."""
+        assert opened.plan is not None, "a video has a plan"
+        key = media_key(
+            made.digest, self._family.name, self._family.version, opened.media.uuid, salt, "video", repr(opened.plan)
+        )
+        plan = opened.plan
+        item = MediaItem(key, opened.num_tokens, plan.num_patches, plan.grid, canvas=made.canvas, ids=opened.ids)
+        return item, self.report(opened, made.decode_s)
 
     def _open_embeds(self, media: MediaInput) -> Opened:
         rows, width = media.value.shape
@@ -311,4 +389,4 @@ def _named(media: MediaInput, number: int, total: int) -> Iterator[None]:
         if total == 1 and not media.param:
             raise
         param = error.param or media.param or None
-        raise type(error)(f"Picture {number}: {error}", code=error.code, param=param) from None
+        raise type(error)(f"{media.noun} {number}: {error}", code=error.code, param=param) from None

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fovea.core.config import EngineConfig
 from fovea.core.errors import (
@@ -24,13 +24,18 @@ from fovea.core.params import SamplingParams
 from fovea.core.server_config import ServerConfig
 from fovea.core.types import EngineRequest, MediaReport, MediaSpan
 from fovea.families.base import Family
+from fovea.families.video import SAMPLING_KEYS
 from fovea.media.load import Fetched
 from fovea.pipeline.pictures import Opened, Pictures, SharedDecodes
-from fovea.prompt.build import PictureRun, SlottedPrompt, expand, picture_run, placeholder_token, tokenize
+from fovea.prompt.build import PictureRun, SlottedPrompt, expand, picture_run, placeholder_token, row_runs, tokenize
 from fovea.prompt.forms import PromptForm
 from fovea.prompt.template import ChatTemplate
 from fovea.prompt.token_floor import MAX_CHARS_PER_TOKEN
 from fovea.prompt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 COUNT_FACTOR = 4  # a text that is only counted may be so many times as long as a prompt
 
@@ -120,14 +125,14 @@ class Preparer:
         slotted = self._slotted(form, self._max_model_len)
         self._check_length(len(slotted.token_ids))
         tokenised = time.perf_counter()
-        opened, runs = self._opened(form, fetched)
+        opened, runs = self._opened(form, slotted, fetched)
         token_ids, spans = expand(slotted, runs)
         self._check_length(len(token_ids))
         self._check_room(params, len(token_ids))
         made = self._pictures.make(opened, form.salt, resize_on_device=self._resize_on_device, shared=shared)
         media_s = time.perf_counter() - tokenised
         items = tuple(item for item, _ in made)
-        positions, delta = self.family.positions(len(token_ids), spans, [item.grid for item in items])
+        positions, delta = self._positions(len(token_ids), spans, opened)
         request = EngineRequest(
             request_id=request_id,
             token_ids=token_ids,
@@ -144,29 +149,55 @@ class Preparer:
         reports = tuple(report for _, report in made)
         return Prepared(request, form.text, reports, arrived, prompt_s=tokenised - started, media_s=media_s)
 
+    def _positions(
+        self, num_tokens: int, spans: Sequence[MediaSpan], opened: Sequence[Opened]
+    ) -> tuple[NDArray[np.int32] | None, int]:
+        """Steps of a video that have text between them count as so many pictures."""
+        places: list[MediaSpan] = []
+        grids: list[tuple[int, int, int]] = []
+        steps_s: list[float] = []
+        for span, one in zip(spans, opened, strict=True):
+            step_s = one.video.plan.step_s if one.video else 0.0
+            if one.video is None or one.ids is None:
+                places.append(span)
+                grids.append(one.grid)
+                steps_s.append(step_s)
+                continue
+            steps = row_runs(span, one.ids)
+            places += steps
+            grids += [(1, *one.grid[1:])] * len(steps)
+            steps_s += [step_s] * len(steps)
+        return self.family.positions(num_tokens, places, grids, steps_s if any(steps_s) else ())
+
     def count(self, form: PromptForm, *, fetched: Mapping[str, Fetched] | None = None) -> Counted:
         """Sizes and lengths, judged like a request's, except that the prompt may be longer than max_model_len.
 
         Only a text that has more than COUNT_FACTOR times as many tokens at the very least is refused.
         """
         slotted = self._slotted(form, COUNT_FACTOR * self._max_model_len)
-        opened, runs = self._opened(form, fetched)
+        opened, runs = self._opened(form, slotted, fetched)
         token_ids, spans = expand(slotted, runs)
         return Counted(token_ids, spans, tuple(self._pictures.report(picture) for picture in opened))
 
-    def _opened(self, form: PromptForm, fetched: Mapping[str, Fetched] | None) -> tuple[list[Opened], list[PictureRun]]:
-        """The pictures with their tokens counted, text between their rows included."""
-        opened = self._pictures.open(form.media, self._request_options(form), fetched)
-        runs = [picture_run(self.family, self.tokenizer, one.grid, one.num_tokens) for one in opened]
+    def _opened(
+        self, form: PromptForm, slotted: SlottedPrompt, fetched: Mapping[str, Fetched] | None
+    ) -> tuple[list[Opened], list[PictureRun]]:
+        """The pictures and videos with their tokens counted, text between their rows included."""
+        opened = self._pictures.open(slotted.media, self._request_options(form), fetched)
+        runs = [picture_run(self.family, self.tokenizer, one.grid, one.num_tokens, one.times_s) for one in opened]
         counted = [replace(o, num_tokens=r.length, ids=r.inside) for o, r in zip(opened, runs, strict=True)]
         return counted, runs
 
     def _slotted(self, form: PromptForm, most_tokens: int) -> SlottedPrompt:
-        if len(form.media) > self._config.image_limit():
-            raise MediaLimitError(
-                f"The prompt has {len(form.media)} images; limit_mm_per_prompt allows {self._config.image_limit()}.",
-                code="too_many_media_items",
-            )
+        num_videos = sum(one.video is not None for one in form.media)
+        for kind, count, limit in (
+            ("images", len(form.media) - num_videos, self._config.image_limit()),
+            ("videos", num_videos, self._config.video_limit()),
+        ):
+            if count > limit:
+                raise MediaLimitError(
+                    f"The prompt has {count} {kind}; limit_mm_per_prompt allows {limit}.", code="too_many_media_items"
+                )
         self._check_text(form.text or "", most_tokens)
         return tokenize(form, self.family, self.tokenizer)
 
@@ -180,8 +211,11 @@ class Preparer:
     def _request_options(self, form: PromptForm) -> dict[str, Any]:
         """A client of a server may lower what its operator set, not raise it."""
         place = "mm_processor_kwargs"
+        operators = dict(self._options)
+        if set(form.processor_kwargs) & set(SAMPLING_KEYS):  # one of these stands for all of them
+            operators = {key: value for key, value in operators.items() if key not in SAMPLING_KEYS}
         try:
-            options = self.family.check_options({**self._options, **form.processor_kwargs})
+            options = self.family.check_options({**operators, **form.processor_kwargs})
         except InvalidOptionError as error:  # of one request: it must be caught as a RequestError
             unknown = set(form.processor_kwargs) - self.family.processor_options
             code = "unsupported_value" if unknown else "invalid_value"

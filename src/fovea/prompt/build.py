@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from fovea.core.errors import PlaceholderError, PromptError
 from fovea.core.types import ROW, MediaSpan
 from fovea.families.base import Family, Mark
-from fovea.prompt.forms import PromptForm
+from fovea.prompt.forms import MediaInput, PromptForm
 from fovea.prompt.pieces import Piece
 from fovea.prompt.tokenizer import Tokenizer
 
@@ -23,14 +23,16 @@ NO_TOKEN = -1
 
 @dataclass(frozen=True, slots=True)
 class SlottedPrompt:
-    """Token ids in which one placeholder token at each of `slots` stands for a whole picture.
+    """Token ids in which one placeholder token at each of `slots` stands for a whole picture or video.
 
-    `is_expanded`: they hold all tokens of every picture already (ids that a processor made), to be checked by `expand`.
+    `media` are those of the form in the order of their slots. `is_expanded`: the ids hold all tokens of every picture
+    already (ids that a processor made), to be checked by `expand`.
     """
 
     token_ids: tuple[int, ...]
     slots: tuple[int, ...]
     is_expanded: bool = False
+    media: tuple[MediaInput, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,30 +60,78 @@ def tokenize(form: PromptForm, family: Family, tokenizer: Tokenizer) -> SlottedP
 
     A model of text alone refuses pictures with MediaError.
     """
-    family.check_media(len(form.media))
-    placeholder_id = placeholder_token(family, tokenizer)
+    family.check_media(len(form.media), sum(one.video is not None for one in form.media))
+    placeholder_id, video_id = placeholder_token(family, tokenizer), video_token(family, tokenizer)
     if form.token_ids is not None:
         ids = _checked(form.token_ids, family)
-        prompt = SlottedPrompt(ids, tuple(i for i, t in enumerate(ids) if t == placeholder_id))
+        prompt = _slotted(ids, placeholder_id, video_id)
     elif family.image_tag is None:
-        prompt = _tokenize_whole(_marked_up(form, family), family, tokenizer, placeholder_id)
+        prompt = _tokenize_whole(_marked_up(form, family), family, tokenizer, placeholder_id, video_id)
     else:
         prompt = _tokenize_numbered(form, family.image_tag, tokenizer, placeholder_id)
     if not prompt.token_ids:
         raise PromptError("The prompt is empty.", code="invalid_value")
     if form.token_ids is not None and len(prompt.slots) > len(form.media) > 0:
-        return replace(prompt, is_expanded=True)
-    if len(prompt.slots) != len(form.media):
+        are_videos = {one.video is not None for one in form.media}
+        if {prompt.token_ids[slot] == video_id for slot in prompt.slots} == are_videos and len(are_videos) == 1:
+            return replace(prompt, is_expanded=True, media=form.media)
+    if family.video_frame is not None:
+        prompt = _bare_videos(prompt, [tokenizer.token_id(token) for token in family.video_frame], video_id)
+    return replace(prompt, media=_in_order(prompt, form.media, family, video_id))
+
+
+def _bare_videos(prompt: SlottedPrompt, frame: Sequence[int | None], video_id: int) -> SlottedPrompt:
+    """Without the tokens around a video's place that stand around each step of its layout."""
+    ids, slots = list[int](), list[int]()
+    skipped = {
+        place
+        for slot in prompt.slots
+        if prompt.token_ids[slot] == video_id
+        and 0 < slot < len(prompt.token_ids) - 1
+        and [prompt.token_ids[slot - 1], prompt.token_ids[slot + 1]] == list(frame)
+        for place in (slot - 1, slot + 1)
+    }
+    at_slots = set(prompt.slots)
+    for place, token in enumerate(prompt.token_ids):
+        if place in skipped:
+            continue
+        if place in at_slots:
+            slots.append(len(ids))
+        ids.append(token)
+    return replace(prompt, token_ids=tuple(ids), slots=tuple(slots))
+
+
+def _in_order(
+    prompt: SlottedPrompt, media: Sequence[MediaInput], family: Family, video_id: int
+) -> tuple[MediaInput, ...]:
+    """Each place with the next medium of its kind."""
+    pictures = [one for one in media if one.video is None]
+    videos = [one for one in media if one.video is not None]
+    are_videos = [prompt.token_ids[slot] == video_id for slot in prompt.slots]
+    num_videos = sum(are_videos)
+    if len(are_videos) - num_videos != len(pictures):
         raise PlaceholderError(
-            f"The prompt has {len(prompt.slots)} places for pictures ({family.image_text(1).strip()!r}) and "
-            f"{len(form.media)} were given."
+            f"The prompt has {len(are_videos) - num_videos} places for pictures ({family.image_text(1).strip()!r}) and "
+            f"{len(pictures)} were given."
         )
-    return prompt
+    if num_videos != len(videos):
+        raise PlaceholderError(
+            f"The prompt has {num_videos} places for videos ({family.video_text(1).strip()!r}) and {len(videos)} were "
+            "given."
+        )
+    of_kind = {True: iter(videos), False: iter(pictures)}
+    return tuple(next(of_kind[is_video]) for is_video in are_videos)
 
 
-def picture_run(family: Family, tokenizer: Tokenizer, grid: tuple[int, int, int], num_rows: int) -> PictureRun:
-    """The tokens of a picture with this grid and so many rows of embeddings."""
-    layout = family.image_layout(grid, num_rows)
+def picture_run(
+    family: Family,
+    tokenizer: Tokenizer,
+    grid: tuple[int, int, int],
+    num_rows: int,
+    times_s: Sequence[float] | None = None,
+) -> PictureRun:
+    """The tokens of a picture with this grid and so many rows of embeddings, or of a video, which has times."""
+    layout = family.image_layout(grid, num_rows) if times_s is None else family.video_layout(grid, num_rows, times_s)
     if layout is None:
         return PictureRun(num_rows)
     shown: list[int] = []
@@ -119,6 +169,17 @@ def _mark_id(mark: Mark, family: Family, tokenizer: Tokenizer) -> int:
     token_id = tokenizer.token_id(mark.token)
     assert token_id is not None, f"{mark.token} is none of {family.name}.layout_tokens"
     return token_id
+
+
+def row_runs(span: MediaSpan, inside: Sequence[int]) -> list[MediaSpan]:
+    """The stretches of rows of a span that has text between them."""
+    runs, at = [], span.start
+    for is_row, tokens in groupby(inside, lambda token: token == ROW):
+        length = len(list(tokens))
+        if is_row:
+            runs.append(MediaSpan(at, length))
+        at += length
+    return runs
 
 
 def expand(prompt: SlottedPrompt, runs: Sequence[PictureRun]) -> tuple[tuple[int, ...], tuple[MediaSpan, ...]]:
@@ -175,6 +236,14 @@ def placeholder_token(family: Family, tokenizer: Tokenizer) -> int:
     return token_id
 
 
+def video_token(family: Family, tokenizer: Tokenizer) -> int:
+    """NO_TOKEN where the model takes no videos, or its tokenizer knows none."""
+    if family.video_placeholder is None or not family.spec.takes_pictures:
+        return NO_TOKEN
+    token_id = tokenizer.token_id(family.video_placeholder)
+    return NO_TOKEN if token_id is None else token_id
+
+
 def _checked(ids: tuple[int, ...], family: Family) -> tuple[int, ...]:
     vocab_size = family.spec.decoder.vocab_size
     wrong = next((t for t in ids if not 0 <= t < vocab_size), None)
@@ -187,19 +256,24 @@ def _checked(ids: tuple[int, ...], family: Family) -> tuple[int, ...]:
     return ids
 
 
+def _slotted(ids: Sequence[int], placeholder_id: int, video_id: int) -> SlottedPrompt:
+    return SlottedPrompt(tuple(ids), tuple(i for i, t in enumerate(ids) if t in (placeholder_id, video_id)))
+
+
 def _marked_up(form: PromptForm, family: Family) -> PromptForm:
     texts = family.markup([(piece.text, piece.trusted) for piece in form.pieces or ()])
     pieces = tuple(Piece(text, trusted) for text, trusted in texts)
     return replace(form, pieces=pieces, add_special_tokens=form.add_special_tokens and family.adds_bos)
 
 
-def _tokenize_whole(form: PromptForm, family: Family, tokenizer: Tokenizer, placeholder_id: int) -> SlottedPrompt:
+def _tokenize_whole(
+    form: PromptForm, family: Family, tokenizer: Tokenizer, placeholder_id: int, video_id: int
+) -> SlottedPrompt:
     pieces: Sequence[Piece] = form.pieces or ()
     if family.text_placeholder is not None:
         spelled, token = family.text_placeholder, family.placeholder
         pieces = [Piece(p.text.replace(spelled, token), True) if p.trusted else p for p in pieces]
-    ids = _encode(form, pieces, tokenizer)
-    return SlottedPrompt(tuple(ids), tuple(i for i, t in enumerate(ids) if t == placeholder_id))
+    return _slotted(_encode(form, pieces, tokenizer), placeholder_id, video_id)
 
 
 def _tokenize_numbered(

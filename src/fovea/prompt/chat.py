@@ -17,6 +17,7 @@ from fovea.prompt.forms import MAX_SALT_CHARS, MediaInput, PromptForm, checked_m
 from fovea.prompt.image_parts import IMAGE_PARTS, TEXT_PARTS, PartReader
 from fovea.prompt.pieces import Piece
 from fovea.prompt.template import ChatTemplate
+from fovea.prompt.video_parts import VIDEO_PARTS, read_video_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def build_chat(
     """
     read = _read_messages(messages, PartReader(allow_embeds=allow_embeds, from_json=from_json))
     media = _media_of(read)
-    family.check_media(len(media))
+    family.check_media(len(media), sum(one.video is not None for one in media))
     marks = _Marks(family)
     as_parts = template.content_format == "openai"
     pieces = template.render_pieces(
@@ -80,18 +81,19 @@ class _Marks:
     def __init__(self, family: Family) -> None:
         self._family = family
         self._nonce = secrets.token_hex(16)
-        self._count = 0
+        self._counts = {"image": 0, "video": 0}
 
-    def next(self) -> str:
-        self._count += 1
-        return f"\ue010{self._nonce}.{self._count}\ue011"
+    def next(self, kind: str) -> str:
+        self._counts[kind] += 1
+        return f"\ue010{self._nonce}.{kind}{self._counts[kind]}\ue011"
 
     def resolve(self, piece: Piece) -> list[Piece]:
         """The piece with the family's own text for each picture in place of its mark."""
-        fields = re.split(f"\ue010{self._nonce}\\.([0-9]+)\ue011", piece.text)  # text, number, text, number, ..., text
+        fields = re.split(f"\ue010{self._nonce}\\.(image|video)([0-9]+)\ue011", piece.text)
         pieces = [Piece(fields[0], piece.trusted)]
-        for number, text in zip(fields[1::2], fields[2::2], strict=True):
-            pieces += [Piece(self._family.image_text(int(number)), True), Piece(text, piece.trusted)]
+        for kind, number, text in zip(fields[1::3], fields[2::3], fields[3::3], strict=True):
+            mark = self._family.video_text if kind == "video" else self._family.image_text
+            pieces += [Piece(mark(int(number)), True), Piece(text, piece.trusted)]
         return [part for part in pieces if part.text]
 
 
@@ -130,15 +132,17 @@ def _read_part(part: object, reader: PartReader, place: str) -> str | MediaInput
         raise PromptError(
             f"A content part is text or a dict, not {type(part).__name__}.", code="invalid_type", param=place
         )
-    kind = part.get("type") or next((k for k in (*TEXT_PARTS, *IMAGE_PARTS) if k in part), None)
+    kind = part.get("type") or next((k for k in (*TEXT_PARTS, *IMAGE_PARTS, *VIDEO_PARTS) if k in part), None)
     if kind in TEXT_PARTS:
         text = part.get("text")
         if not isinstance(text, str):
             code = "missing_required_parameter" if text is None else "invalid_type"
             raise PromptError("A text part needs 'text'.", code=code, param=f"{place}.text")
         return text
+    if kind in VIDEO_PARTS:
+        return read_video_part(kind, part, place, from_json=reader.from_json)
     if kind not in IMAGE_PARTS:
-        known = ", ".join((*TEXT_PARTS, *IMAGE_PARTS))
+        known = ", ".join((*TEXT_PARTS, *IMAGE_PARTS, *VIDEO_PARTS))
         name = repr(kind[:40]) if isinstance(kind, str) else f"of a type that is a {type(kind).__name__}"
         raise PromptError(
             f"Unknown content part {name}; known: {known}.",
@@ -156,7 +160,11 @@ def _plain_message(message: _Message, marks: _Marks, *, as_parts: bool) -> dict[
     """The message as the template wants it."""
     content: str | list[dict[str, str]]
     if as_parts:
-        content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in message.parts]
+        content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": _kind(p)} for p in message.parts]
     else:
-        content = "".join(p if isinstance(p, str) else marks.next() for p in message.parts)
+        content = "".join(p if isinstance(p, str) else marks.next(_kind(p)) for p in message.parts)
     return {**message.rest, "content": content}
+
+
+def _kind(media: MediaInput) -> str:
+    return "image" if media.video is None else "video"

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fovea.core.errors import EmbeddingsError, MediaSourceError, PromptError, nearest
-from fovea.core.types import PixelBudget
+from fovea.prompt.media_parts import MAX_UUID_CHARS as MAX_UUID_CHARS
+from fovea.prompt.media_parts import MediaInput as MediaInput
+from fovea.prompt.media_parts import is_unicode as is_unicode
 from fovea.prompt.pieces import Piece
+from fovea.prompt.video_parts import parse_videos
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,24 +30,9 @@ PROMPT_KEYS = (
     "cache_salt",
 )
 MAX_SALT_CHARS = 128
-MAX_UUID_CHARS = 256
 MAX_GRID_SIDE = 100_000  # far above any picture; keeps products of three exact
+MEDIA_KINDS = ("image", "video")
 EMBEDS_KEYS = {"image_embeds", "image_grid_thw"}
-
-
-@dataclass(frozen=True, slots=True)
-class MediaInput:
-    """One picture as handed in: `picture` is whatever media.source parses, `url` a URL part, `embeds` an array.
-
-    `param` is its place in the request, such as "messages.0.content.1.image_url"; "" if it has none that tells more.
-    """
-
-    kind: Literal["picture", "url", "embeds"]
-    value: Any
-    uuid: str = ""
-    grid: tuple[int, int, int] | None = None
-    param: str = ""
-    budget: PixelBudget | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +91,22 @@ def parse_prompt(prompt: object) -> PromptForm:
 
 
 def parse_media(data: object) -> tuple[MediaInput, ...]:
-    """The value of `multi_modal_data`: {"image": one or several pictures, or embeddings}."""
-    for kind in checked_mapping(data, "multi_modal_data"):
-        if kind != "image":
+    """The value of `multi_modal_data`: {"image": one or several pictures, or embeddings, "video": one or several}.
+
+    Pictures come before videos here; in the prompt each stands at the next place of its kind.
+    """
+    values = checked_mapping(data, "multi_modal_data")
+    for kind in values:
+        if kind not in MEDIA_KINDS:
             raise MediaSourceError(
-                f"multi_modal_data has {kind!r}; only 'image' is supported. Give a video's frames as several images.",
+                f"multi_modal_data has {kind!r}; supported are 'image' and 'video'.",
                 code="unsupported_value",
                 param="multi_modal_data",
             )
-    value = checked_mapping(data, "multi_modal_data").get("image")
+    return (*_parse_pictures(values.get("image")), *parse_videos(values.get("video")))
+
+
+def _parse_pictures(value: object) -> tuple[MediaInput, ...]:
     if value is None:
         return ()
     if isinstance(value, Mapping):
@@ -202,14 +197,18 @@ def _token_ids(values: Sequence[object]) -> tuple[int, ...]:
 def _with_uuids(media: tuple[MediaInput, ...], uuids: object) -> tuple[MediaInput, ...]:
     if uuids is None:
         return media
-    values = checked_mapping(uuids, "multi_modal_uuids").get("image")
-    listed = values if isinstance(values, (list, tuple)) else [values]
-    if len(listed) != len(media):
-        raise MediaSourceError(
-            f"multi_modal_uuids has {len(listed)} entries for {len(media)} images.",
-            code="invalid_value",
-            param="multi_modal_uuids",
-        )
+    said = checked_mapping(uuids, "multi_modal_uuids")
+    listed: list[object] = []
+    for kind in MEDIA_KINDS:
+        values, count = said.get(kind), sum((one.video is not None) == (kind == "video") for one in media)
+        of_kind = list(values) if isinstance(values, (list, tuple)) else [values] * (values is not None or count > 0)
+        if len(of_kind) != count:
+            raise MediaSourceError(
+                f"multi_modal_uuids has {len(of_kind)} entries for {count} {kind}s.",
+                code="invalid_value",
+                param="multi_modal_uuids",
+            )
+        listed += of_kind
     names = [checked_text(name, "multi_modal_uuids", MAX_UUID_CHARS) for name in listed]
     return tuple(replace(one, uuid=name) for one, name in zip(media, names, strict=True))
 
@@ -234,12 +233,3 @@ def checked_text(value: object, name: str, limit: int) -> str:
     else:
         return value
     raise PromptError(f"{name} must be valid text of at most {limit} characters.", code=code, param=name)
-
-
-def is_unicode(text: str) -> bool:
-    """False for halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fovea.core.errors import EmbeddingsError, MediaError, MediaSourceError, PromptError, nearest
+from fovea.core.errors import EmbeddingsError, MediaError, MediaSourceError, PromptError
 from fovea.core.types import Detail, PixelBudget
 from fovea.media.embeds import parse_embeds
-from fovea.prompt.forms import EMBEDS_KEYS, MAX_UUID_CHARS, MediaInput, is_unicode, parse_media
+from fovea.prompt.forms import EMBEDS_KEYS, MediaInput, parse_media
+from fovea.prompt.media_parts import check_keys, read_pixels, read_uuid
 
 URL_PARTS = ("image_url", "input_image")
 OBJECT_PARTS = ("image_pil", "image")
@@ -21,7 +22,7 @@ IMAGE_PARTS = (*URL_PARTS, *OBJECT_PARTS, EMBEDS_PART)
 TEXT_PARTS = ("text", "input_text")
 
 MAX_EMBEDS_BYTES = 64 * 1024**2
-MAX_BUDGET_PIXELS = 2**53  # a number every JSON reader has exactly; what a model permits is far less
+_KIND = "An image part"
 _BUDGET_KEYS = ("detail", "max_pixels", "min_pixels")
 _DETAILS: tuple[Detail, ...] = ("auto", "low", "high")
 
@@ -31,12 +32,12 @@ class PartReader:
 
     def __init__(self, *, allow_embeds: bool, from_json: bool, parse_embeds: bool = True) -> None:
         self._allow_embeds = allow_embeds
-        self._from_json = from_json
+        self.from_json = from_json
         self._parse_embeds = parse_embeds
 
     def read(self, kind: str, part: Mapping[str, Any], place: str) -> MediaInput:
         """`kind` is one of IMAGE_PARTS, `place` where the part is in the request."""
-        if self._from_json and kind in OBJECT_PARTS:
+        if self.from_json and kind in OBJECT_PARTS:
             raise PromptError(
                 f"A part of type {kind} holds a Python object; here pictures are parts of type image_url.",
                 code="unsupported_value",
@@ -46,11 +47,11 @@ class PartReader:
             return _read_url(kind, part, place)
         if kind == EMBEDS_PART:
             return self._read_embeds(part, place)
-        _check_keys(part, ("type", kind, "uuid", *_BUDGET_KEYS), place)
+        check_keys(part, ("type", kind, "uuid", *_BUDGET_KEYS), place, _KIND)
         return _one_input(kind, part.get(kind), part, place, _budget({place: part}))
 
     def _read_embeds(self, part: Mapping[str, Any], place: str) -> MediaInput:
-        _check_keys(part, ("type", "uuid", *EMBEDS_KEYS), place)
+        check_keys(part, ("type", "uuid", *EMBEDS_KEYS), place, _KIND)
         if not self._allow_embeds:
             raise EmbeddingsError(
                 "image_embeds parts are switched off here (option enable_mm_embeds). Send the picture.",
@@ -59,13 +60,13 @@ class PartReader:
             )
         where = f"{place}.{EMBEDS_PART}"
         value, grid = part.get(EMBEDS_PART), part.get("image_grid_thw")
-        if self._from_json and value is not None and not isinstance(value, str):
+        if self.from_json and value is not None and not isinstance(value, str):
             raise EmbeddingsError(
                 "image_embeds must be base64 text of a safetensors or .npy file.", code="invalid_type", param=where
             )
         if isinstance(value, str):
             if not self._parse_embeds:
-                return MediaInput("embeds", value, _uuid(part, place), param=where)
+                return MediaInput("embeds", value, read_uuid(part, place), param=where)
             try:
                 value = parse_embeds(value, MAX_EMBEDS_BYTES)
             except EmbeddingsError as error:
@@ -76,18 +77,18 @@ class PartReader:
 
 
 def _read_url(kind: str, part: Mapping[str, Any], place: str) -> MediaInput:
-    _check_keys(part, ("type", "image_url", "uuid", *_BUDGET_KEYS), place)
+    check_keys(part, ("type", "image_url", "uuid", *_BUDGET_KEYS), place, _KIND)
     where = f"{place}.image_url"
     value = part.get("image_url")
     parts = {place: part}
     if isinstance(value, Mapping):
-        _check_keys(value, ("url", *_BUDGET_KEYS), where)
+        check_keys(value, ("url", *_BUDGET_KEYS), where, _KIND)
         parts[where] = value
         value = value.get("url")
     if not isinstance(value, str):
         code = "missing_required_parameter" if value is None else "invalid_type"
         raise PromptError(f'A part of type {kind} needs "image_url": {{"url": "..."}}.', code=code, param=where)
-    return MediaInput("url", value, _uuid(part, place), param=where, budget=_budget(parts))
+    return MediaInput("url", value, read_uuid(part, place), param=where, budget=_budget(parts))
 
 
 def _one_input(kind: str, value: object, part: Mapping[str, Any], place: str, budget: PixelBudget | None) -> MediaInput:
@@ -104,32 +105,9 @@ def _one_input(kind: str, value: object, part: Mapping[str, Any], place: str, bu
             code="invalid_value",
             param=where,
         )
-    return MediaInput(inputs[0].kind, inputs[0].value, _uuid(part, place), inputs[0].grid, param=where, budget=budget)
-
-
-def _check_keys(values: Mapping[str, Any], known: tuple[str, ...], place: str) -> None:
-    for key, value in values.items():
-        if key not in known and value is not None:
-            raise PromptError(
-                f"An image part has no key {str(key)[:40]!r}; known here: {', '.join(known)}."
-                f"{nearest(str(key)[:40], known)}",
-                code="unsupported_value",
-                param=f"{place}.{str(key)[:40]}" if isinstance(key, str) and key.isidentifier() else place,
-            )
-
-
-def _uuid(part: Mapping[str, Any], place: str) -> str:
-    uuid = part.get("uuid")
-    if uuid is None:
-        return ""
-    if not isinstance(uuid, str) or len(uuid) > MAX_UUID_CHARS or not is_unicode(uuid):
-        code = "string_too_long" if isinstance(uuid, str) and len(uuid) > MAX_UUID_CHARS else "invalid_type"
-        raise PromptError(
-            f"A part's uuid must be valid text of at most {MAX_UUID_CHARS} characters.",
-            code=code,
-            param=f"{place}.uuid",
-        )
-    return uuid
+    return MediaInput(
+        inputs[0].kind, inputs[0].value, read_uuid(part, place), inputs[0].grid, param=where, budget=budget
+    )
 
 
 def _budget(parts: Mapping[str, Mapping[str, Any]]) -> PixelBudget | None:
@@ -148,7 +126,7 @@ def _budget(parts: Mapping[str, Mapping[str, Any]]) -> PixelBudget | None:
             found[key] = (values[key], f"{place}.{key}")
     if not found:
         return None
-    most, least = (_pixels(*found[key], key) if key in found else None for key in ("max_pixels", "min_pixels"))
+    most, least = (read_pixels(*found[key], key) if key in found else None for key in ("max_pixels", "min_pixels"))
     if most is not None and least is not None and least > most:
         raise MediaSourceError(
             f"min_pixels is {least}, more than max_pixels, {most}.", code="invalid_value", param=found["min_pixels"][1]
@@ -165,13 +143,3 @@ def _detail(value: object, where: str) -> Detail:
         code="invalid_value" if isinstance(value, str) else "invalid_type",
         param=where,
     )
-
-
-def _pixels(value: object, where: str, key: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise PromptError(f"{key} must be a whole number of pixels from 1.", code="invalid_type", param=where)
-    if value < 1:
-        raise PromptError(f"{key} must be 1 or more.", code="below_min_value", param=where)
-    if value > MAX_BUDGET_PIXELS:
-        raise PromptError(f"{key} must be at most {MAX_BUDGET_PIXELS}.", code="above_max_value", param=where)
-    return value

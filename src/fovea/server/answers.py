@@ -19,6 +19,7 @@ LEAST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say, as 
 class PromptTokensDetails(Struct):
     cached_tokens: int
     image_tokens: int
+    video_tokens: int | UnsetType = UNSET  # where there are videos
 
 
 class Usage(Struct):
@@ -29,13 +30,18 @@ class Usage(Struct):
 
 
 class MediaTokens(Struct, kw_only=True):
-    """One picture: sizes are [width, height] in pixels, the token grid is [rows, columns]."""
+    """One picture or video: sizes are [width, height] in pixels, the token grid is [rows, columns].
+
+    Of a video `frames` were shown, at `times_s` where that is known, and the grid is that of one step of its time.
+    """
 
     original: tuple[int, int]
     used: tuple[int, int]
     tokens: int
     token_grid: tuple[int, int]
     bytes: int
+    frames: int | UnsetType = UNSET
+    times_s: list[float] | UnsetType = UNSET
 
 
 class MediaFacts(MediaTokens, kw_only=True):
@@ -210,9 +216,12 @@ def usage(outputs: Sequence[RequestOutput], *, num_hidden: int = 0) -> Usage:
     """`num_hidden`: tokens that were made although none was asked for, and are not shown."""
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
     answer = sum(len(c.token_ids) for output in outputs for c in output.outputs) - num_hidden
+    reports = [report for output in outputs for report in output.media]
+    videos = [report.num_tokens for report in reports if report.num_frames]
     details = PromptTokensDetails(
         cached_tokens=sum(output.num_cached_tokens for output in outputs),
-        image_tokens=sum(report.num_tokens for output in outputs for report in output.media),
+        image_tokens=sum(report.num_tokens for report in reports if not report.num_frames),
+        video_tokens=sum(videos) if videos else UNSET,
     )
     return Usage(prompt, answer, prompt + answer, details)
 
@@ -245,6 +254,8 @@ def _media_tokens(report: MediaReport) -> dict[str, Any]:
         "tokens": report.num_tokens,
         "token_grid": (report.token_rows, report.token_columns),
         "bytes": report.num_bytes,
+        "frames": report.num_frames or UNSET,
+        "times_s": [round(second, 3) for second in report.times_s] or UNSET,
     }
 
 

@@ -56,6 +56,11 @@ class ServiceLike(Protocol):
         ...
 
     @property
+    def max_videos(self) -> int:
+        """The same for videos."""
+        ...
+
+    @property
     def created(self) -> int:
         """Unix time at which the model was loaded."""
         ...

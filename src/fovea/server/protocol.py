@@ -15,6 +15,7 @@ from msgspec import UNSET, DecodeError, Meta, Raw, Struct, UnsetType, json, msgp
 
 from fovea.core.config import MIB
 from fovea.core.errors import BodyError, FoveaError
+from fovea.families.video import MAX_ASKED_FPS, MAX_ASKED_FRAMES
 from fovea.prompt.forms import MAX_GRID_SIDE
 from fovea.server.body import decode
 
@@ -35,6 +36,8 @@ MAX_NAMED_FIELDS = 16
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 Pixels = Annotated[int, Meta(ge=1, le=10**9)]
+Frames = Annotated[int, Meta(ge=1, le=MAX_ASKED_FRAMES)]
+Fps = Annotated[float, Meta(gt=0, le=MAX_ASKED_FPS)]
 GridSide = Annotated[int, Meta(ge=1, le=MAX_GRID_SIDE)]
 Short = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
@@ -92,8 +95,27 @@ class ImageEmbedsPart(Struct, tag_field="type", tag="image_embeds", forbid_unkno
     uuid: Short | None = None
 
 
-Part: TypeAlias = TextPart | InputTextPart | ImageUrlPart | InputImagePart | ImageEmbedsPart
-SUPPORTED_PARTS = "text, input_text, image_url, input_image, image_embeds"
+class VideoUrl(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    url: Url
+    num_frames: Frames | None = None
+    fps: Fps | None = None
+    max_pixels: Pixels | None = None
+    min_pixels: Pixels | None = None
+
+
+class VideoUrlPart(Struct, tag_field="type", tag="video_url", forbid_unknown_fields=True, omit_defaults=True):
+    """`num_frames` or `fps` say which frames are shown, `max_pixels` how large each of them may be."""
+
+    video_url: VideoUrl | Url
+    uuid: Short | None = None
+    num_frames: Frames | None = None
+    fps: Fps | None = None
+    max_pixels: Pixels | None = None
+    min_pixels: Pixels | None = None
+
+
+Part: TypeAlias = TextPart | InputTextPart | ImageUrlPart | InputImagePart | ImageEmbedsPart | VideoUrlPart
+SUPPORTED_PARTS = "text, input_text, image_url, input_image, image_embeds, video_url"
 
 
 class FunctionCall(Struct, omit_defaults=True):

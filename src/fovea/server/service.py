@@ -15,6 +15,7 @@ import itertools
 import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fovea.core.errors import DeadlineError, MediaError, MediaLimitError, PromptError
@@ -70,6 +71,10 @@ class Service:
     def model_path(self) -> ModelPath:
         """Who runs the model: Fovea's own modules, or transformers in one way or another."""
         return "fused" if self._engine.facts is None else self._engine.facts.path
+
+    @property
+    def max_videos(self) -> int:
+        return self.config.video_limit() if self._engine.facts is not None and self._engine.facts.takes_videos else 0
 
     @property
     def _takes_pictures(self) -> bool:
@@ -179,16 +184,12 @@ class Service:
                 code="unsupported_value",
                 param=media[0].param or "messages",
             )
-        if len(media) > self.config.image_limit():
-            raise MediaLimitError(
-                f"The request has {len(media)} pictures; limit_mm_per_prompt allows {self.config.image_limit()}.",
-                code="too_many_media_items",
-                param="messages",
-            )
-        urls: dict[str, str] = {}  # with the place of the first picture of each
+        self._check_counts(media)
+        videos = replace(self._fetch_policy, max_bytes=self.config.max_video_bytes)
+        urls: dict[str, tuple[str, FetchPolicy]] = {}  # with the place of the first of each
         for m in media:
             if m.kind == "url" and m.value[:5].lower().startswith("http"):
-                urls.setdefault(m.value, m.param)
+                urls.setdefault(m.value, (m.param, self._fetch_policy if m.video is None else videos))
         total_bytes = 0
         fetched: dict[str, Fetched] = {}
 
@@ -196,15 +197,15 @@ class Service:
             nonlocal total_bytes
             started = time.perf_counter()
             try:
-                data = await fetch(url, self._fetch_policy)
+                data = await fetch(url, urls[url][1])
             except MediaError as error:
-                error.param = error.param or urls[url] or None
+                error.param = error.param or urls[url][0] or None
                 raise
             total_bytes += len(data)
             seat.add_media_bytes(len(data))
             if total_bytes > self.config.max_request_media_bytes:
                 raise MediaLimitError(
-                    f"The request's pictures have more than {self.config.max_request_media_bytes:,} bytes (option "
+                    f"The request's media have more than {self.config.max_request_media_bytes:,} bytes (option "
                     "max_request_media_bytes). Send fewer or smaller ones.",
                     code="media_too_large",
                     param="messages",
@@ -218,6 +219,26 @@ class Service:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return {url: fetched[url] for url in urls}
+
+    def _check_counts(self, media: Sequence[MediaInput]) -> None:
+        videos = [m for m in media if m.video is not None]
+        facts = self._engine.facts
+        if videos and facts is not None and not facts.takes_videos:
+            raise MediaError(
+                "The model takes no videos. Give the frames you mean as several images, or use a model that does.",
+                code="unsupported_value",
+                param=videos[0].param or "messages",
+            )
+        for kind, count, limit in (
+            ("pictures", len(media) - len(videos), self.config.image_limit()),
+            ("videos", len(videos), self.config.video_limit()),
+        ):
+            if count > limit:
+                raise MediaLimitError(
+                    f"The request has {count} {kind}; limit_mm_per_prompt allows {limit}.",
+                    code="too_many_media_items",
+                    param="messages",
+                )
 
     def _pictures(self, messages: list[dict[str, Any]]) -> list[MediaInput]:
         return chat_media(messages, allow_embeds=self.config.enable_mm_embeds, from_json=True)

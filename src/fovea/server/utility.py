@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import unquote
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -33,6 +33,7 @@ class ModelFacts(Struct):
     max_images: int
     max_image_pixels: int
     path: ModelPath
+    max_videos: int
 
 
 class ModelCard(Struct, kw_only=True):
@@ -57,6 +58,7 @@ class Tokens(Struct):
     tokens: tuple[int, ...]
     image_tokens: int
     media: list[MediaTokens]
+    video_tokens: int | UnsetType = UNSET
 
 
 class Text(Struct):
@@ -92,12 +94,16 @@ class UtilityRoutes:
         check_unsupported(body)
         ask = self._tokenize_ask(body, call)
         counted = await while_connected(request.receive, self._service.count(ask))
+        videos = [report.num_tokens for report in counted.reports if report.num_frames]
         tokens = Tokens(
             count=len(counted.token_ids),
             max_model_len=self._service.max_model_len,
             tokens=counted.token_ids,
-            image_tokens=sum(span.length for span in counted.spans) or sum(r.num_tokens for r in counted.reports),
+            image_tokens=sum(span.length for span in counted.spans) - sum(videos)
+            if counted.spans
+            else sum(report.num_tokens for report in counted.reports),
             media=[media_tokens(report) for report in counted.reports],
+            video_tokens=sum(videos) if videos else UNSET,
         )
         return json_response(tokens, call.headers)
 
@@ -129,17 +135,18 @@ class UtilityRoutes:
 
     def _card(self, name: str) -> ModelCard:
         config = self._service.config
-        max_images = self._service.max_images
+        max_images, max_videos = self._service.max_images, self._service.max_videos
         return ModelCard(
             id=name,
             created=self._service.created,
             root=self._service.model_names[0],
             max_model_len=self._service.max_model_len,
             fovea=ModelFacts(
-                modalities=["text", "image"] if max_images else ["text"],
+                modalities=["text", *["image"] * bool(max_images), *["video"] * bool(max_videos)],
                 max_images=max_images,
                 max_image_pixels=config.max_image_pixels,
                 path=self._service.model_path,
+                max_videos=max_videos,
             ),
         )
 
