@@ -21,7 +21,7 @@ help:
 	@echo "make corpus   every bad input over every route of a running server"
 	@echo "make faults   what happens when parts of a server die, hang or starve"
 	@echo "make fuzz     mutated pictures, bodies and bytes; the OpenAPI document"
-	@echo "make parity   every class of transformers' image-text-to-text map, tiny and random"
+	@echo "make parity   every class of transformers' image-text-to-text map; writes docs/models.md"
 	@echo "make browser  the playground in headless Chromium (installs it where apt-get may)"
 	@echo "make load     minutes of load; writes benchmarks/results"
 	@echo "make gpu-test kernels, graphs and answers on a CUDA card; skipped without one"
@@ -50,7 +50,9 @@ fuzz: $(VENV)/.installed-fuzz
 	$(OFFLINE) $(RUN) -m pytest -m fuzz $(ARGS)
 
 parity: $(VENV)/.installed-test
-	$(OFFLINE) $(RUN) -m pytest -m parity $(ARGS)
+	rm -f $(VENV)/parity.jsonl
+	$(OFFLINE) FOVEA_PARITY_RESULTS=$(abspath $(VENV))/parity.jsonl $(RUN) -m pytest tests/every $(ARGS)
+	$(OFFLINE) $(RUN) -m tests.every.page $(VENV)/parity.jsonl > docs/models.md
 
 browser: $(VENV)/.installed-browser
 	$(OFFLINE) $(RUN) -m pytest -m browser $(ARGS)

@@ -3,9 +3,10 @@
     python -m benchmarks.versus_transformers                 the embedded model on the CPU
     python -m benchmarks.versus_transformers MODEL --out 64
 
-Two arms for transformers: requests one after the other, as its generate is used by a program that gets requests from
-several users, and all in one padded batch, which needs them to arrive together. Every repetition runs all arms in turn;
-the ratio is of the medians, the spread that of the repetitions.
+Fovea's own modules ("fovea"), and its two paths for models that transformers runs. Two arms for transformers: requests
+one after the other, as its generate is used by a program that gets requests from several users, and all in one padded
+batch, which needs them to arrive together. Every repetition runs all arms in turn; the ratio is of the medians, the
+spread that of the repetitions.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ def picture(rng: np.random.Generator, side_px: int) -> Image.Image:
 
 
 class FoveaArm:
-    def __init__(self, model: str, out_tokens: int) -> None:
+    def __init__(self, model: str, out_tokens: int, path: str) -> None:
         from fovea import LLM, SamplingParams
 
-        self.llm = LLM(model, device="cpu", dtype="float32", enable_prefix_caching=False, use_tqdm=False)
+        usual: dict[str, Any] = {"device": "cpu", "dtype": "float32", "enable_prefix_caching": False}
+        self.llm = LLM(model, model_impl=path, use_tqdm=False, **usual)
         self.params = SamplingParams(temperature=0.0, max_tokens=out_tokens, ignore_eos=True)
 
     def run(self, pictures: list[Image.Image]) -> None:
@@ -105,11 +107,12 @@ def main(argv: list[str] | None = None) -> None:
     from fovea import EngineConfig
     from fovea.models.folder import find_model
 
-    ours = FoveaArm(args.model, args.out)
+    paths = {path: FoveaArm(args.model, args.out, path).run for path in ("fused", "generic", "compatible")}
+    ours = {"fovea": paths.pop("fused"), **{f"fovea, {path} path": run for path, run in paths.items()}}
     theirs = TransformersArm(str(find_model(args.model, EngineConfig())), args.out)
     print(f"{'requests':>9} {'arm':28}{'median s':>9} {'spread':>15} {'ratio':>8}")
-    rows = compare({"fovea": ours.run, "transformers": theirs.one_by_one}, 1, args)
-    many = {"fovea": ours.run, "transformers one by one": theirs.one_by_one, "transformers one batch": theirs.batch}
+    rows = compare({**ours, "transformers": theirs.one_by_one}, 1, args)
+    many = {**ours, "transformers one by one": theirs.one_by_one, "transformers one batch": theirs.batch}
     rows += compare(many, CONCURRENT, args)
     print(write_results("versus-transformers", args.model, "cpu", {"arguments": vars(args), "rows": rows}))
 

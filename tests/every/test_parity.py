@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 from fovea.core.params import SamplingParams
 from fovea.core.types import RequestOutput
+from fovea.families.bridged import GENERIC
 from fovea.llm import LLM
 from tests.every.catalogue import ENTRIES, QUICK
 from tests.every.entry import Entry
@@ -18,6 +21,7 @@ from tests.every.oracle import Answer, oracle
 from tests.oracle.checkpoints import picture
 from tests.parity.support import MIB, ask, ask_all, check_idle, load, num_decided, tokens
 
+RESULTS = os.environ.get("FOVEA_PARITY_RESULTS", "")
 NUM_TOKENS = 16
 ATOL = 1e-4  # of log-probabilities, in float32
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=5)
@@ -34,7 +38,7 @@ class Asked:
     def __init__(self, entry: Entry, folder: Path) -> None:
         assert entry.build is not None
         entry.build(folder, entry.seed)
-        self.folder = folder
+        self.folder, self.model_type = folder, entry.model_type
         counts = [*range(1, entry.most_pictures + 1), *([0] if entry.takes_text_only else []), entry.most_pictures]
         asked = enumerate(counts, 1)
         self.questions = [(entry.prompt(n), pictures(entry, n, seed=10 * number)) for number, n in asked]
@@ -42,6 +46,14 @@ class Asked:
     @cached_property
     def answers(self) -> list[Answer]:
         return [oracle(self.folder, prompt, images, NUM_TOKENS) for prompt, images in self.questions]
+
+    def record(self, llm: LLM) -> None:
+        """One line for the page that is made of them, if one is wanted (page.py)."""
+        if RESULTS:
+            counts = sorted({len(images) for _, images in self.questions})
+            line = {"model_type": self.model_type, "path": llm.family.path, "pictures": counts}
+            with Path(RESULTS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def prompts(self) -> list[object]:
         return [
@@ -59,6 +71,16 @@ def test_it_answers_as_transformers_does(asked: Asked) -> None:
     """Together and alone, cold and with whatever was kept of the first time."""
     with load(asked.folder, kv_cache_memory_bytes=64 * MIB) as llm:
         check(asked, llm)
+        asked.record(llm)
+
+
+def test_so_it_does_by_the_generic_path(asked: Asked) -> None:
+    """Where Fovea's own modules run a class, too, if the generic path is known to be right for it."""
+    if asked.model_type not in GENERIC:
+        pytest.skip("not known to be right on this path")
+    with load(asked.folder, kv_cache_memory_bytes=64 * MIB, model_impl="generic") as llm:
+        check(asked, llm)
+        asked.record(llm)
 
 
 def check(asked: Asked, llm: LLM) -> None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IDS = ("input_ids", "decoder_input_ids")
-NESTED = frozenset({"LlavaOnevisionProcessor"})  # which take a flat list for pictures of several prompts
+NESTED = frozenset({"LlavaOnevisionProcessor", "IdeficsProcessor"})  # a flat list is of several prompts to them
+PROBE_PX = (64, 48)
 LISTED = "[]"  # ends the name of what is a list to the model, not a tensor
 
 
@@ -90,7 +91,8 @@ class Processor:
             image_processor = AutoImageProcessor.from_pretrained(
                 folder, backend="pil", trust_remote_code=False, local_files_only=True
             )
-        except Exception as error:  # there is no such backend, or nothing that prepares pictures
+            image_processor(images=[Image.new("RGB", PROBE_PX)], return_tensors="pt")
+        except Exception as error:  # there is no such backend, it fails on every picture, or there are no pictures
             logger.debug("%s prepares pictures as transformers likes: %s", self._name, error)
         else:
             self._processor.image_processor = image_processor
