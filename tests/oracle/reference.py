@@ -37,6 +37,7 @@ from transformers import (
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 from .checkpoints import TEXT_FAMILIES
@@ -214,7 +215,8 @@ def _load(folder: Path, _written: int) -> tuple[Any, Any]:
         processor = gemma_processor(model_type(folder), image_processor, tokenizer)
     else:
         # unused, but the processor insists on one (it needs torchvision)
-        video_processor = Glm4vVideoProcessor() if is_glm(folder) else Qwen2VLVideoProcessor()
+        newest: Any = Qwen3VLVideoProcessor if model_type(folder).startswith("qwen3_vl") else Qwen2VLVideoProcessor
+        video_processor = Glm4vVideoProcessor() if is_glm(folder) else newest()
         processor = QWEN_PROCESSORS.get(model_type(folder), Glm4vProcessor)(image_processor, tokenizer, video_processor)
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, **PLAIN)
     return model.eval(), processor
