@@ -52,7 +52,7 @@ fuzz: $(VENV)/.installed-fuzz
 parity: $(VENV)/.installed-test
 	rm -f $(VENV)/parity.jsonl
 	$(OFFLINE) FOVEA_PARITY_RESULTS=$(abspath $(VENV))/parity.jsonl $(RUN) -m pytest tests/every $(ARGS)
-	$(OFFLINE) $(RUN) -m tests.every.page $(VENV)/parity.jsonl > docs/models.md
+	$(OFFLINE) $(RUN) -m tests.models_page $(VENV)/parity.jsonl > docs/models.md
 
 browser: $(VENV)/.installed-browser
 	$(OFFLINE) $(RUN) -m pytest -m browser $(ARGS)

@@ -57,7 +57,7 @@ def test_lists_are_replaced_and_not_joined(write: Any) -> None:
 def test_every_option_has_a_variable(option: Any) -> None:
     text = {bool: "yes", int: "64M", float: "0.5", tuple: "10.0.0.0/8", str: "x"}.get(option.kind, '{"image": 2}')
     text = option.choices[-1] if option.choices else {"port": "80", "n": "2", "block_size": "32"}.get(option.name, text)
-    text = {"max_n": "2", "max_image_aspect": "3"}.get(option.name, text)
+    text = {"max_n": "2", "max_image_aspect": "3", "max_video_frames": "64"}.get(option.name, text)
     assert set(from_variable(**{option.variable: text})) == {option.name}
     assert settings({option.variable: text}).warnings == ()
 

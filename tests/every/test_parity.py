@@ -48,7 +48,7 @@ class Asked:
         return [oracle(self.folder, prompt, images, NUM_TOKENS) for prompt, images in self.questions]
 
     def record(self, llm: LLM) -> None:
-        """One line for the page that is made of them, if one is wanted (page.py)."""
+        """One line for the page that is made of them, if one is wanted (tests/models_page.py)."""
         if RESULTS:
             counts = sorted({len(images) for _, images in self.questions})
             line = {"model_type": self.model_type, "path": llm.family.path, "pictures": counts}

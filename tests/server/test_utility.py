@@ -33,6 +33,7 @@ def test_models_are_listed_with_what_they_take() -> None:
             "max_images": 4,
             "max_image_pixels": 64_000_000,
             "max_videos": 1,
+            "path": "fused",
         },
     }
 

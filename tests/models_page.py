@@ -1,7 +1,7 @@
 """docs/models.md from what the parity suite recorded: `make parity` runs it.
 
 FOVEA_PARITY_RESULTS=parity.jsonl python -m pytest -m "parity or not parity" tests/every
-python -m tests.every.page parity.jsonl > docs/models.md
+python -m tests.models_page parity.jsonl > docs/models.md
 """
 
 from __future__ import annotations
