@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from functools import partial
 from inspect import signature
 from queue import SimpleQueue
 from typing import Any
@@ -28,6 +29,7 @@ from fovea.models.bridged import BridgedModel, to_model
 
 Said = Tensor | BaseException
 KEPT = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")  # of a generation config
+DEAF = frozenset({"JanusForConditionalGeneration"})  # whose own generate drops logits processors (5.23)
 STATE = "rope_deltas"  # what modules of transformers remember of the last prompt they saw
 
 
@@ -134,9 +136,13 @@ def _generate(
     module: Any, inputs: Mapping[str, Any], most: int, said: SimpleQueue[Said], told: SimpleQueue[int | None]
 ) -> None:
     """A thread's whole work. One token more than wanted is asked for, so that the last is told like the others."""
+    from transformers import GenerationMixin
+
     try:
         with torch.inference_mode():
-            module.generate(**inputs, logits_processor=[_Asking(said, told)], max_new_tokens=most + 1, do_sample=False)
+            generate = partial(GenerationMixin.generate, module) if type(module).__name__ in DEAF else module.generate
+            generate(**inputs, logits_processor=[_Asking(said, told)], max_new_tokens=most + 1, do_sample=False)
+        said.put(RuntimeError("generate ended without asking which token to take"))
     except _Closed:
         return
     except BaseException as error:  # whatever the model raises belongs to the step that asked

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 IDS = ("input_ids", "decoder_input_ids")
 NESTED = frozenset({"LlavaOnevisionProcessor", "IdeficsProcessor"})  # a flat list is of several prompts to them
-PROBE_PX = (64, 48)
+NEEDS_TORCHVISION = frozenset({"FuyuProcessor"})  # fails with what its other backend makes (5.23)
 LISTED = "[]"  # ends the name of what is a list to the model, not a tensor
 
 
@@ -51,7 +51,8 @@ class Processor:
             self._processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except Exception as error:  # whatever a processor class raises, a package it misses among them
             raise ModelError(f"{folder}: transformers can't load the processor of {name}: {error}") from None
-        self._use_pillow(folder)
+        if type(self._processor).__name__ not in NEEDS_TORCHVISION:
+            self._use_pillow(folder)
         self.sees = hasattr(self._processor, "image_processor")
         self.image_token = self._text_of("image_token") or self._text_of("boi_token")
 
@@ -91,8 +92,7 @@ class Processor:
             image_processor = AutoImageProcessor.from_pretrained(
                 folder, backend="pil", trust_remote_code=False, local_files_only=True
             )
-            image_processor(images=[Image.new("RGB", PROBE_PX)], return_tensors="pt")
-        except Exception as error:  # there is no such backend, it fails on every picture, or there are no pictures
+        except Exception as error:  # there is no such backend, or nothing that prepares pictures
             logger.debug("%s prepares pictures as transformers likes: %s", self._name, error)
         else:
             self._processor.image_processor = image_processor
