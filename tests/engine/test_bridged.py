@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from fovea.core.errors import MediaSourceError, PlaceholderError, PromptError, SamplingError
+from fovea.core.errors import MediaSourceError, PlaceholderError, PromptError, PromptTooLongError, SamplingError
 from fovea.core.params import SamplingParams
 from fovea.prompt.forms import PromptForm
 from fovea.prompt.pieces import Piece
@@ -91,6 +91,17 @@ def test_what_the_path_cannot_do_is_refused_by_name(engines: Engines) -> None:
         ask(llm, {"prompt": "no place", "multi_modal_data": case["multi_modal_data"]})
     with pytest.raises(MediaSourceError):
         ask(llm, {"prompt": "<image>", "multi_modal_data": {"image": "no picture"}})
+
+
+def test_pictures_of_too_many_tokens_are_refused_by_their_sizes(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = engines.get("qwen2_vl", **COMPATIBLE, max_model_len=32)
+    monkeypatch.setattr(llm._preparer._pictures, "make", lambda *args, **more: pytest.fail("a picture was decoded"))
+    case = CASES["qwen2_vl"][0]
+    large = [image.resize((600, 600)) for image in case.images()]
+    with pytest.raises(PromptTooLongError, match="max_model_len is 32"):
+        ask(llm, {"prompt": case.prompt, "multi_modal_data": {"image": large}})
 
 
 def test_pictures_above_their_budget_are_made_smaller(engines: Engines) -> None:

@@ -123,7 +123,11 @@ class BridgedPreparer(Preparer):
             )
         self._check_text(form.text or "", most_tokens)
         self._refuse_typed_tokens(form)
-        return self._pictures.open(form.media, self._request_options(form), fetched)
+        opened = self._pictures.open(form.media, self._request_options(form), fetched)
+        plans = [one.plan for one in opened if one.plan is not None]
+        sizes = [(plan.canvas_width_px, plan.canvas_height_px) for plan in plans]
+        self._check_length(self._processor.fewest_tokens(sizes))
+        return opened
 
     def _inputs(self, form: PromptForm, canvases: list[np.ndarray]) -> Inputs:
         if form.token_ids is not None:

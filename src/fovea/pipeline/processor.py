@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 IDS = ("input_ids", "decoder_input_ids")
 NESTED = frozenset({"LlavaOnevisionProcessor", "IdeficsProcessor"})  # a flat list is of several prompts to them
 NEEDS_TORCHVISION = frozenset({"FuyuProcessor"})  # fails with what its other backend makes (5.23)
+MOST_WRAPPERS = 4  # tokens around a picture that some processors count with it
 LISTED = "[]"  # ends the name of what is a list to the model, not a tensor
 
 
@@ -83,6 +84,18 @@ class Processor:
             ) from error
         ids = next((arrays[name][0] for name in IDS if name in arrays), ())  # a picture may be the whole prompt
         return Inputs(tuple(int(token) for token in ids), arrays)
+
+    def fewest_tokens(self, sizes_px: Sequence[tuple[int, int]]) -> int:
+        """How many tokens pictures of these (width, height) take, by their sizes alone; 0 where it can't tell."""
+        tell = getattr(self._processor, "_get_num_multimodal_tokens", None)
+        if tell is None or not sizes_px:
+            return 0
+        try:
+            told = tell(image_sizes=[[height, width] for width, height in sizes_px])
+            return sum(int(count) for count in told["num_image_tokens"]) - MOST_WRAPPERS * len(sizes_px)
+        except Exception as error:  # most processors have it, not all of them in working order
+            logger.debug("the processor of %s tells no tokens of sizes: %s", self._name, error)
+            return 0
 
     def _use_pillow(self, folder: Path) -> None:
         """Where there is a choice: results do not depend on whether torchvision is installed, and equal our own."""
