@@ -24,7 +24,8 @@ HEAD = """\
 This page is made by `make parity`. Each line is a class of transformers' image-text-to-text map ({version}), tried
 with a tiny random checkpoint of its published layout: prompts with one picture, several, other pictures and text
 alone, together and one by one, cold and with warm caches. Prompt ids and 16 greedy tokens equal transformers',
-log-probabilities within 1e-4, in float32 on a CPU.
+log-probabilities within 1e-4, in float32 on a CPU. transformers itself needs `num2words` for SmolVLM's processor and
+`timm` for PerceptionLM; without these packages the two are listed as not run.
 
 | path | who runs the model |
 |---|---|

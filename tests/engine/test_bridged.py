@@ -9,6 +9,7 @@ from collections.abc import Generator
 from typing import Any, cast
 
 import pytest
+from PIL import Image
 
 from fovea.core.errors import MediaSourceError, PlaceholderError, PromptError, PromptTooLongError, SamplingError
 from fovea.core.params import SamplingParams
@@ -59,6 +60,23 @@ def test_a_preempted_sequence_goes_on_as_if_nothing_had_been(engines: Engines, c
     got = [tokens(output) for output in ask_all(tight, prompts)]
     assert got == 2 * [answer(checkpoints.folder("llava"), case).greedy for case in cases]
     assert scheduler.stats.num_preemptions > 0
+
+
+def test_text_between_the_same_pictures_is_no_part_of_them(engines: Engines) -> None:
+    """On the generic path one item stands for all pictures of a prompt and holds the rows of the text between."""
+    llm = engines.get("llava", model_impl="generic")
+    images = [Image.effect_noise((60, 40), 60 + i).convert("RGB") for i in range(2)]
+    prompts = [
+        {"prompt": f"USER: <image>{between}<image> what? ASSISTANT:", "multi_modal_data": {"image": images}}
+        for between in (" red ", " sea ", " a much longer story ")
+    ]
+    cold = []
+    for prompt in prompts:
+        llm.reset_prefix_cache()
+        cold.append(tokens(ask(llm, prompt)))
+    assert len({tuple(answer) for answer in cold}) == 3
+    assert [tokens(ask(llm, prompt)) for prompt in prompts] == cold
+    assert [tokens(output) for output in ask_all(llm, prompts)] == cold
 
 
 def test_no_thread_is_left_when_answers_end(engines: Engines) -> None:

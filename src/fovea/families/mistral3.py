@@ -16,7 +16,7 @@ from fovea.families.backbones import text_backbone
 from fovea.families.base import CLIP_MEAN, CLIP_STD
 from fovea.families.config_reader import Section
 from fovea.families.llava import Llava
-from fovea.families.parts import given_grid, joined, largest_fitting, same_names, tied_unless_published
+from fovea.families.parts import given_grid, joined, largest_fitting, resized_plan, same_names, tied_unless_published
 from fovea.families.spec import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
 
 DEFAULT_LONGEST_EDGE = 1024  # of transformers' PixtralImageProcessor
@@ -139,18 +139,7 @@ class Mistral3(Llava):
         most = options.get("max_pixels", width * height)
         if width * height > most:
             width, height = largest_fitting(width_px, height_px, cell, most)
-        patch = self.spec.tower.patch_px
-        grid = (1, height // patch, width // patch)
-        return ImagePlan(
-            resize_width_px=width,
-            resize_height_px=height,
-            resample="bicubic",
-            canvas_width_px=width,
-            canvas_height_px=height,
-            grid=grid,
-            num_patches=grid[1] * grid[2],
-            num_tokens=(width // cell) * (height // cell),
-        )
+        return resized_plan(width, height, self.spec.tower.patch_px, self.spec.projector.merge)
 
     def image_layout(self, grid: tuple[int, int, int], num_rows: int) -> Sequence[int | str]:
         lines, columns = (side // self.spec.projector.merge for side in grid[1:])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fovea.core.errors import EmbeddingsError, UnsupportedModelError
-from fovea.core.types import MediaSpan
+from fovea.core.types import ImagePlan, MediaSpan
 from fovea.families.config_reader import Section, tensor_names
 from fovea.families.spec import DecoderSpec, MoeSpec, RopeRegime, RopeSpec, TowerSpec, WeightSlot
 
@@ -348,6 +348,21 @@ def given_grid(
             f"image_grid_thw {list(grid)} means {math.prod(grid) // merge**2} embeddings, {num_rows} were given."
         )
     return grid
+
+
+def resized_plan(width_px: int, height_px: int, patch_px: int, merge: int) -> ImagePlan:
+    """The whole picture resized to this, and a row for each `merge` x `merge` patches."""
+    rows, columns = height_px // patch_px, width_px // patch_px
+    return ImagePlan(
+        resize_width_px=width_px,
+        resize_height_px=height_px,
+        resample="bicubic",
+        canvas_width_px=width_px,
+        canvas_height_px=height_px,
+        grid=(1, rows, columns),
+        num_patches=rows * columns,
+        num_tokens=rows * columns // merge**2,
+    )
 
 
 def largest_fitting(width_px: int, height_px: int, factor: int, max_pixels: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from fovea.families.parts import (
     llama_decoder,
     mrope_positions,
     plain_rope,
+    resized_plan,
     same_names,
 )
 from fovea.families.spec import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec, WeightMap, WeightSlot
@@ -182,18 +183,7 @@ class Qwen2VL(Family):
         return self.spec.tower.patch_px * self.spec.projector.merge
 
     def _plan(self, width: int, height: int) -> ImagePlan:
-        patch = self.spec.tower.patch_px
-        grid = (1, height // patch, width // patch)
-        return ImagePlan(
-            resize_width_px=width,
-            resize_height_px=height,
-            resample="bicubic",
-            canvas_width_px=width,
-            canvas_height_px=height,
-            grid=grid,
-            num_patches=grid[1] * grid[2],
-            num_tokens=grid[1] * grid[2] // self.spec.projector.merge**2,
-        )
+        return resized_plan(width, height, self.spec.tower.patch_px, self.spec.projector.merge)
 
     def plan_video(
         self, num_frames: int, width_px: int, height_px: int, fps: float, options: Mapping[str, Any]

@@ -74,8 +74,9 @@ class BridgedPreparer(Preparer):
         inputs = self._inputs(form, canvases)
         self._check_length(len(inputs.token_ids))
         self._check_room(params, len(inputs.token_ids))
-        key = media_key(b"", self.family.name, form.salt, *(item.key for item, _ in made))
         span, ids = self._place(inputs) if made else (MediaSpan(0, 0), None)
+        between = np.asarray(ids or (), np.int64).tobytes()  # text whose rows stand among those of the pictures
+        key = media_key(between, self.family.name, form.salt, *(item.key for item, _ in made))
         bundle = MediaItem(key, span.length, 0, (1, 1, 1), arrays=inputs.arrays, ids=ids)
         positions, delta = self.family.grid_positions(inputs.token_ids, inputs.arrays.get("image_grid_thw"))
         request = EngineRequest(
