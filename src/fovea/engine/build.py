@@ -21,6 +21,7 @@ from fovea.engine.scheduler import Budgets, Scheduler
 from fovea.engine.warm_up import warm_up
 from fovea.families.base import Family
 from fovea.families.bridged import Bridged
+from fovea.kernels.batch import SMALLEST_HEAD
 from fovea.models.bridged import BridgedModel, load_module
 from fovea.models.bridged import count_parameters as count_bridged
 from fovea.models.generic import GenericModel
@@ -86,8 +87,9 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
         pack_linears(model, dtype)
     encoder_cache: EncoderCache[torch.Tensor] = EncoderCache(plan.encoder_cache_bytes)
     scheduler = _make_scheduler(blueprint, config, family, encoder_cache, enable_caching=config.enable_prefix_caching)
-    # Graphs hold kernels, and no kernel knows a rule of attention.
-    use_graphs = blueprint.device.type == "cuda" and not config.enforce_eager and not spec.decoder.has_rules
+    # Graphs hold kernels, and not every attention has one.
+    has_kernels = not spec.decoder.has_rules and spec.decoder.head_dim >= SMALLEST_HEAD
+    use_graphs = blueprint.device.type == "cuda" and not config.enforce_eager and has_kernels
     runner = Runner(
         model,
         plan,

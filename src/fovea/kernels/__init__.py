@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fovea.core.log import logger
 from fovea.kernels import pixels_reference, reference
-from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule, Segments
+from fovea.kernels.batch import PLAIN, SMALLEST_HEAD, AttentionBatch, AttentionRule, Segments
 
 __all__ = [
     "FEW_ROWS",
@@ -169,8 +169,8 @@ def _is_few_rows(x: Tensor) -> bool:
 
 
 def _turns_all(batch: AttentionBatch, k_cache: Tensor) -> bool:
-    """Whether every dimension of a head is rotated, as the kernels have it."""
-    return 2 * batch.cos.shape[-1] == k_cache.shape[-1]
+    """Whether every dimension of a head is rotated, as the kernels have it, and there are enough."""
+    return 2 * batch.cos.shape[-1] == k_cache.shape[-1] >= SMALLEST_HEAD
 
 
 def _parameters(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -236,11 +236,11 @@ def paged_attention(
 ) -> Tensor:
     """See reference.paged_attention. On CUDA both kinds of sequences are read in place, into one tensor.
 
-    No kernel knows rules and open spans: there CUDA runs the plain form.
+    No kernel knows rules, open spans and very small heads: there CUDA runs the plain form.
     """
     if not q.is_cuda:
         return reference.paged_attention(q, k_cache, v_cache, batch, rule)
-    if rule is not PLAIN or batch.open_spans is not None:
+    if rule is not PLAIN or batch.open_spans is not None or q.shape[-1] < SMALLEST_HEAD:
         _tell_of_plain_attention()
         return reference.ruled_attention(q, k_cache, v_cache, batch, rule)
     q = q.contiguous()
@@ -259,7 +259,9 @@ def paged_attention(
 @cache
 def _tell_of_plain_attention() -> None:
     """Once in a process."""
-    logger.warning("no kernel has this model's attention (window, cap, scale or open spans): it runs in plain torch")
+    logger.warning(
+        "no kernel has this model's attention (window, cap, scale, open spans or tiny heads): it runs in plain torch"
+    )
 
 
 def segment_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:

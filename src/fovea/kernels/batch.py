@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 SEGMENT_ROWS = 128  # rows of one entry of Segments.tiles
+SMALLEST_HEAD = 16  # of a decoder on CUDA; kernels compiled for heads of 8 gave other tokens, and nobody knows why yet
 
 
 @dataclass(frozen=True, slots=True)
