@@ -260,7 +260,7 @@ def paged_attention(
 def _tell_of_plain_attention() -> None:
     """Once in a process."""
     logger.warning(
-        "no kernel has this model's attention (window, cap, scale, open spans or tiny heads): it runs in plain torch"
+        "no kernel has this model's attention (a rule, open spans or tiny heads): it runs in plain torch"
     )
 
 
