@@ -145,6 +145,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(spec, number) for number in range(spec.num_layers))
         self.norm = make_norm(spec, spec.hidden_size)
         self._local_rope: Rope | None = None
+        self.tied_head: nn.Module | None = None  # a copy of the embedding table in another form
         if not spec.tied_head:
             self.head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
@@ -180,7 +181,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] to [rows, vocabulary] in float32."""
-        logits = ops.logits(hidden, self.embed.weight if self.spec.tied_head else self.head)
+        table = self.embed.weight if self.tied_head is None else self.tied_head
+        logits = ops.logits(hidden, table if self.spec.tied_head else self.head)
         if self.spec.logit_scale != 1.0:
             logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap
