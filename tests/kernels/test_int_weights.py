@@ -87,7 +87,10 @@ def test_products_of_any_shape_agree(
 ) -> None:
     width = groups * GROUP + (more if kind == "int8" else 0)
     weight, x = MAKERS[kind](normal(out, width)), normal(rows, width, seed=1).to(dtype)
-    assert difference(weight.product(x), x.float() @ weight.restored().t()) < TOLERANCE
+    wide, restored = x.float(), weight.restored()
+    error = (weight.product(x).float() - wide @ restored.t()).abs()
+    # Activations, weights and the result may each be rounded to bfloat16: 2^-9 of what is summed, however it cancels.
+    assert bool((error <= 2**-7 * (wide.abs() @ restored.abs().t())).all())
 
 
 @pytest.mark.parametrize("kind", MAKERS)
