@@ -150,6 +150,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(spec, number) for number in range(spec.num_layers))
         self.norm = make_norm(spec, spec.hidden_size)
         self._local_rope: Rope | None = None
+        self.tied_head: nn.Module | None = None  # a copy of the embedding table in another form
         if not spec.tied_head:
             self.head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
@@ -205,7 +206,8 @@ class Decoder(nn.Module):
 
     def raw_logits(self, hidden: Tensor, into: Tensor | None = None) -> Tensor:
         """[rows, hidden] to [rows, vocabulary], neither scaled nor capped, which changes no order; see ops.logits."""
-        return ops.logits(hidden, self.embed.weight if self.spec.tied_head else self.head, into)
+        table = self.embed.weight if self.tied_head is None else self.tied_head
+        return ops.logits(hidden, table if self.spec.tied_head else self.head, into)
 
 
 Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # as Rope is called
