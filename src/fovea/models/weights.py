@@ -5,7 +5,7 @@ Tensors are mapped files: reading them from the disk happens when they are copie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from fovea.core.errors import WeightsError
 from fovea.families.config_reader import read_json
+from fovea.families.gguf_file import is_gguf
 from fovea.families.spec import ModelSpec, WeightMap, WeightSlot
+from fovea.models.gguf_weights import check_gguf, gguf_map, gguf_shapes, gguf_tensors
 from fovea.models.moe import Experts
 from fovea.models.vlm import VLM
 
@@ -37,35 +39,38 @@ def build_empty(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> VL
     return model.to_empty(device=device).requires_grad_(False).eval()
 
 
+def check_checkpoint(folder: Path, spec: ModelSpec, weight_map: WeightMap) -> None:
+    """Refuse an incomplete checkpoint before memory is taken for its weights: what files lack, and a GGUF file whose
+    tensors are not those of the model. Raises WeightsError."""
+    if not is_gguf(folder):
+        checkpoint_files(folder)
+        return
+    check_gguf(folder)
+    with torch.device("meta"):
+        parameters = dict(VLM(spec).named_parameters())
+    for _ in _places(gguf_shapes(folder), gguf_map(weight_map, folder, spec.decoder.head_dim), parameters, folder):
+        pass
+
+
 def load_weights(model: VLM, folder: Path, weight_map: WeightMap, *, use_tqdm: bool) -> None:
-    """Fill every parameter from the safetensors files in `folder`.
+    """Fill every parameter from the safetensors files in `folder`, or from the GGUF file that it is.
 
     Raises WeightsError naming what is absent: a shard, a tensor, or a parameter no tensor fills; a tensor the model
     does not know; a shape that differs; a quantised type.
     """
-    files = checkpoint_files(folder)
     parameters = dict(model.named_parameters())
-    missing = set(weight_map.slots)
+    if is_gguf(folder):
+        weight_map = gguf_map(weight_map, folder, model.spec.decoder.head_dim)
+        tensors = gguf_tensors(folder, next(iter(parameters.values())).dtype)
+    else:
+        tensors = _tensors(checkpoint_files(folder))
     copies = []
     with ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="fovea-weights") as pool:
-        for name, tensor in _tensors(files):
-            published = _published_name(name, weight_map)
-            if published.startswith(weight_map.ignored):
-                continue
-            slot = weight_map.slots.get(published)
-            if slot is None:
-                raise WeightsError(f"{folder} has a tensor that the model does not know: {name!r}.")
-            if published not in missing:
-                raise WeightsError(f"{folder} holds {published!r} twice.")
-            missing.discard(published)
-            target, source = _matched(tensor, name, slot, parameters)
+        for target, source in _places(tensors, weight_map, parameters, folder):
             copies.append(pool.submit(_copy, target, source))
         done = tqdm(copies, desc="Loading weights", unit="tensor", disable=not use_tqdm, leave=False)
         for copied in done:
             copied.result()
-    if missing:
-        some = ", ".join(sorted(missing)[:3])
-        raise WeightsError(f"{folder} lacks {len(missing)} of {len(weight_map.slots)} tensors: {some} ...")
     _check_covered(weight_map, parameters)
 
 
@@ -102,6 +107,27 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
                     yield name, checkpoint.get_tensor(name)
         except (SafetensorError, OSError):
             raise WeightsError(f"{path} is not a readable safetensors file; it may be cut short.") from None
+
+
+def _places(
+    tensors: Iterable[tuple[str, Tensor]], weight_map: WeightMap, parameters: dict[str, nn.Parameter], folder: Path
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each tensor's place in the model, and the tensor in that shape."""
+    missing = set(weight_map.slots)
+    for name, tensor in tensors:
+        published = _published_name(name, weight_map)
+        if published.startswith(weight_map.ignored):
+            continue
+        slot = weight_map.slots.get(published)
+        if slot is None:
+            raise WeightsError(f"{folder} has a tensor that the model does not know: {name!r}.")
+        if published not in missing:
+            raise WeightsError(f"{folder} holds {published!r} twice.")
+        missing.discard(published)
+        yield _matched(tensor, name, slot, parameters)
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise WeightsError(f"{folder} lacks {len(missing)} of {len(weight_map.slots)} tensors: {some} ...")
 
 
 def _published_name(name: str, weight_map: WeightMap) -> str:
