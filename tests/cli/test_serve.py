@@ -117,7 +117,7 @@ def test_flags_become_a_config(argv: tuple[str, ...], expected: Mapping[str, Any
     [
         (("--prot", "1"), "unknown option --prot. Did you mean '--port'?"),
         (("--api-keys", "x"), "Did you mean '--api-key'?"),
-        (("--quantization", "awq"), "unknown option --quantization."),
+        (("--quantization", "awq"), "--quantization: invalid choice: 'awq'"),
         (("a/b", "c/d"), "2 words were given, MODEL is one."),
         (("a/b", "--model", "c/d"), "MODEL is given twice: 'a/b' and --model 'c/d'."),
         (("--api-key", ""), "--api-key is empty."),

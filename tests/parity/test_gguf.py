@@ -143,6 +143,15 @@ def test_a_file_runs_in_bfloat16_too(tmp_path: Path) -> None:
         assert np.array_equal(prompt_logits(ours, question(case)), prompt_logits(theirs, question(case)))
 
 
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_a_file_is_quantised_anew_as_its_folder_is(tmp_path: Path, quantization: str) -> None:
+    path = make(tmp_path, MADE["llama-q8_0"])
+    options = {"device": "cpu", "quantization": quantization}
+    with load(path, **options) as ours, load(path.parent, **options) as theirs:
+        case = CASES["llama"][0]
+        assert np.array_equal(prompt_logits(ours, question(case)), prompt_logits(theirs, question(case)))
+
+
 @pytest.mark.skipif(not Path(REAL_FILE).is_file(), reason="FOVEA_GGUF_FILE names no SmolLM2-135M-Instruct")
 def test_smollm2_knows_the_capital_of_france() -> None:
     family = load_family(Path(REAL_FILE))

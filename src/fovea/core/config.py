@@ -16,6 +16,7 @@ GIB = 1024**3
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+Quantization = Literal["int8", "int4"]
 ModelImpl = Literal["auto", "fused", "generic", "compatible"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -23,6 +24,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "load_format": ("auto", "safetensors", "gguf", "dummy"),
     "model_impl": ("auto", "fused", "generic", "compatible"),
+    "quantization": ("int8", "int4"),
     "task": ("generate",),
     "log_format": ("auto", "human", "json"),
     "log_level": ("debug", "info", "warning", "error"),
@@ -59,6 +61,9 @@ class EngineConfig:
 
     dtype: Dtype = option(
         "auto", "Compute type. auto: the checkpoint's on a GPU; on a CPU float32 if that fits, else bfloat16."
+    )
+    quantization: Quantization | None = option(
+        None, "Keep the decoder's linear layers as integers, made while loading: int8 or int4. On a CPU only."
     )
     device: Device = option("auto", "cpu, cuda, or auto: cuda when there is one.")
     seed: int = option(0, "Seed for requests that bring none, and for dummy weights.", low=0)
@@ -161,12 +166,12 @@ def _own_copy(option: Field[Any], value: Any) -> Any:
 
 def _check(option: Field[Any], value: Any) -> None:
     name, kind = option.name, str(option.type)
+    if value is None and "None" in kind:
+        return
     if name in _CHOICES:
         if value not in _CHOICES[name]:
             choices = ", ".join(_CHOICES[name])
             raise InvalidOptionError(f"{name} is {value!r}; permitted: {choices}.{nearest(str(value), _CHOICES[name])}")
-        return
-    if value is None and "None" in kind:
         return
     if kind.startswith("bool"):
         expected, good = "True or False", isinstance(value, bool)

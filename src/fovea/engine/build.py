@@ -26,6 +26,7 @@ from fovea.models.bridged import count_parameters as count_bridged
 from fovea.models.folder import check_format
 from fovea.models.generic import GenericModel
 from fovea.models.packed import pack_linears
+from fovea.models.quantized import Staged, weights_bytes
 from fovea.models.vlm import VLM
 from fovea.models.weights import build_empty, check_checkpoint, checkpoint_files, fill_dummy, load_weights
 
@@ -47,14 +48,18 @@ class Blueprint:
 def plan_engine(config: EngineConfig, family: Family) -> Blueprint:
     """Raises ModelError or ConfigError when the model cannot run here as asked."""
     device = choose_device(config)
+    _check_quantization(config, family, device)
     machine = read_machine(device)
     num_parameters = count_parameters(family)
     dtype = choose_dtype(config, family, device, num_parameters, machine)
+    weights = num_parameters * dtype.itemsize
+    if config.quantization is not None:
+        weights = weights_bytes(family.spec, dtype, config.quantization)
     memory = plan_memory(
         family.spec,
         config,
         machine,
-        weights_bytes=num_parameters * dtype.itemsize,
+        weights_bytes=weights,
         element_bytes=dtype.itemsize,
         largest_picture_patches=family.largest_picture(family.check_options(config.mm_processor_kwargs)),
     )
@@ -79,18 +84,27 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
     if config.load_format != "dummy":
         check_checkpoint(folder, family.spec, family.weight_map())
     spec = replace(family.spec, decoder=family.spec.decoder.within(plan.max_model_len))
-    model = build_empty(spec, dtype, blueprint.device)
+    asked = config.quantization
+    model = build_empty(spec, dtype, blueprint.device, asked)
+    staged = None if asked is None else Staged(model, asked, blueprint.device)
     if config.load_format == "dummy":
-        fill_dummy(model, config.seed)
+        fill_dummy(model, config.seed, staged)
     else:
-        load_weights(model, folder, family.weight_map(), use_tqdm=use_tqdm)
+        load_weights(model, folder, family.weight_map(), use_tqdm=use_tqdm, staged=staged)
     if blueprint.device.type == "cpu":
         pack_linears(model, dtype)
     encoder_cache: EncoderCache[torch.Tensor] = EncoderCache(plan.encoder_cache_bytes)
     scheduler = _make_scheduler(blueprint, config, family, encoder_cache, enable_caching=config.enable_prefix_caching)
     # Graphs hold kernels, and no kernel knows a rule of attention.
     use_graphs = blueprint.device.type == "cuda" and not config.enforce_eager and not spec.decoder.has_rules
-    runner = Runner(model, plan, encoder_cache, max_num_seqs=config.max_num_seqs, use_graphs=use_graphs)
+    runner = Runner(
+        model,
+        plan,
+        encoder_cache,
+        max_num_seqs=config.max_num_seqs,
+        use_graphs=use_graphs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+    )
     overlap = config.overlap_scheduling
     if overlap is None:
         overlap = blueprint.device.type == "cuda"
@@ -152,6 +166,18 @@ def choose_device(config: EngineConfig) -> torch.device:
     if config.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _check_quantization(config: EngineConfig, family: Family, device: torch.device) -> None:
+    if config.quantization is None:
+        return
+    why = None
+    if device.type != "cpu":
+        why = f'the model runs on {device.type}, and integers are multiplied on a CPU only so far; pass device="cpu"'
+    elif isinstance(family, Bridged):
+        why = f"{family.name} takes the {family.path} path, on which transformers keeps weights as they are"
+    if why is not None:
+        raise InvalidOptionError(f"quantization is {config.quantization!r}, but {why}. Or leave it out.")
 
 
 def choose_dtype(

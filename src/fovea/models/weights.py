@@ -6,7 +6,7 @@ Tensors are mapped files: reading them from the disk happens when they are copie
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -14,29 +14,40 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fovea.core.config import Quantization
 from fovea.core.errors import WeightsError
 from fovea.families.config_reader import read_json
 from fovea.families.gguf_file import is_gguf
 from fovea.families.spec import ModelSpec, WeightMap, WeightSlot
 from fovea.models.gguf_weights import check_gguf, gguf_map, gguf_shapes, gguf_tensors
 from fovea.models.moe import Experts
+from fovea.models.quantized import Staged, quantised_layers
 from fovea.models.vlm import VLM
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 DUMMY_SCALE = 0.02
 LOAD_THREADS = 8
+STAGED_THREADS = 2  # each may hold a whole weight while another is quantised
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def build_empty(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> VLM:
-    """The model with uninitialised memory for its parameters."""
+def build_empty(
+    spec: ModelSpec, dtype: torch.dtype, device: torch.device, quantization: Quantization | None = None
+) -> VLM:
+    """The model with uninitialised memory for its parameters; weights to be quantised are left on the meta device."""
     with torch.device("meta"):
         model = VLM(spec).to(dtype)
     for module in model.modules():
         if isinstance(module, Experts):
             module.keep_exact()
-    return model.to_empty(device=device).requires_grad_(False).eval()
+    later = set() if quantization is None else {linear for _, _, _, linear in quantised_layers(model)}
+    for module in model.modules():
+        if module not in later:
+            module.to_empty(device=device, recurse=False)
+        elif module.bias is not None:
+            module.bias = nn.Parameter(torch.empty_like(module.bias, device=device))
+    return model.requires_grad_(False).eval()
 
 
 def check_checkpoint(folder: Path, spec: ModelSpec, weight_map: WeightMap) -> None:
@@ -52,8 +63,12 @@ def check_checkpoint(folder: Path, spec: ModelSpec, weight_map: WeightMap) -> No
         pass
 
 
-def load_weights(model: VLM, folder: Path, weight_map: WeightMap, *, use_tqdm: bool) -> None:
+def load_weights(
+    model: VLM, folder: Path, weight_map: WeightMap, *, use_tqdm: bool, staged: Staged | None = None
+) -> None:
     """Fill every parameter from the safetensors files in `folder`, or from the GGUF file that it is.
+
+    staged: those that become integers on their way.
 
     Raises WeightsError naming what is absent: a shard, a tensor, or a parameter no tensor fills; a tensor the model
     does not know; a shape that differs; a quantised type.
@@ -64,14 +79,22 @@ def load_weights(model: VLM, folder: Path, weight_map: WeightMap, *, use_tqdm: b
         tensors = gguf_tensors(folder, next(iter(parameters.values())).dtype)
     else:
         tensors = _tensors(checkpoint_files(folder))
-    copies = []
-    with ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="fovea-weights") as pool:
-        for target, source in _places(tensors, weight_map, parameters, folder):
-            copies.append(pool.submit(_copy, target, source))
+    copies: list[Future[None]] = []
+    threads = LOAD_THREADS if staged is None else STAGED_THREADS
+    with ThreadPoolExecutor(threads, thread_name_prefix="fovea-weights") as pool:
+        for slot, target, source in _places(tensors, weight_map, parameters, folder):
+            if staged is not None and target.is_meta:
+                copies.append(pool.submit(_stage, staged, slot, source))
+            else:
+                copies.append(pool.submit(_copy, target, source))
+            if len(copies) > 2 * threads:  # tensors of a GGUF file are no mapped memory: few may wait
+                copies[-2 * threads].result()
         done = tqdm(copies, desc="Loading weights", unit="tensor", disable=not use_tqdm, leave=False)
         for copied in done:
             copied.result()
     _check_covered(weight_map, parameters)
+    if staged is not None:
+        staged.finish()
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -89,14 +112,20 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def fill_dummy(model: nn.Module, seed: int) -> None:
+def fill_dummy(model: VLM, seed: int, staged: Staged | None = None) -> None:
     """Random weights of a sane scale for benchmarks: norms 1, biases 0, the rest normal."""
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    for name, parameter in model.named_parameters():
+    generator = torch.Generator(model.device).manual_seed(seed)
+    for name, parameter in list(model.named_parameters()):
         if parameter.ndim == 1:
             parameter.data.fill_(1.0 if name.endswith("weight") else 0.0)
+        elif parameter.is_meta:
+            assert staged is not None
+            staged.whole(name).normal_(0.0, DUMMY_SCALE, generator=generator)
+            staged.arrived(name, len(parameter))
         else:
             parameter.data.normal_(0.0, DUMMY_SCALE, generator=generator)
+    if staged is not None:
+        staged.finish()
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
@@ -111,8 +140,8 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
 
 def _places(
     tensors: Iterable[tuple[str, Tensor]], weight_map: WeightMap, parameters: dict[str, nn.Parameter], folder: Path
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each tensor's place in the model, and the tensor in that shape."""
+) -> Iterator[tuple[WeightSlot, Tensor, Tensor]]:
+    """Each tensor's slot, its place in the model, and the tensor in that shape."""
     missing = set(weight_map.slots)
     for name, tensor in tensors:
         published = _published_name(name, weight_map)
@@ -124,7 +153,7 @@ def _places(
         if published not in missing:
             raise WeightsError(f"{folder} holds {published!r} twice.")
         missing.discard(published)
-        yield _matched(tensor, name, slot, parameters)
+        yield slot, *_matched(tensor, name, slot, parameters)
     if missing:
         some = ", ".join(sorted(missing)[:3])
         raise WeightsError(f"{folder} lacks {len(missing)} of {len(weight_map.slots)} tensors: {some} ...")
@@ -173,6 +202,14 @@ def _stacked(target: Tensor, tensor: Tensor, count: int) -> tuple[Tensor, Tensor
 @torch.inference_mode()
 def _copy(target: Tensor, source: Tensor) -> None:
     target.copy_(source)
+
+
+@torch.inference_mode()
+def _stage(staged: Staged, slot: WeightSlot, source: Tensor) -> None:
+    whole = staged.whole(slot.parameter)
+    rows = whole if slot.rows is None else whole[slot.row : slot.row + slot.rows]
+    rows.copy_(source)
+    staged.arrived(slot.parameter, len(rows))
 
 
 def _check_covered(weight_map: WeightMap, parameters: dict[str, nn.Parameter]) -> None:
