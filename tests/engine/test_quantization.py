@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from fovea.engine.build import plan_engine
 from fovea.families.registry import load_family
 from fovea.models.quantized import QuantizedLinear
 from tests.oracle.checkpoints import CASES
-from tests.parity.support import DEVICE, Checkpoints, Engines, ask, ask_all, question, tokens
+from tests.parity.support import DEVICE, GREEDY, Checkpoints, Engines, ask, ask_all, question, tokens
+
+OFF = 0.15  # of log-probabilities: activations are bfloat16 in some products, and the weights are random
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="integers are multiplied on a CPU only")
 
@@ -50,15 +53,20 @@ def test_the_memory_plan_counts_integers(checkpoints: Checkpoints) -> None:
     assert four < eight < plain
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("asked", ["int8", "int4"])
-def test_an_engine_answers_alone_and_in_company(engines: Engines, asked: str, dtype: str) -> None:
-    llm = engines.get("qwen2_vl", quantization=asked, dtype=dtype)
+def test_an_engine_answers_alone_as_in_company(engines: Engines, asked: str) -> None:
+    """Log-probabilities of the likeliest first tokens; one sequence takes other products than all of them."""
+    llm = engines.get("qwen2_vl", quantization=asked)
     assert any(isinstance(module, QuantizedLinear) for module in llm.engine.model.modules())
+    scored = dataclasses.replace(GREEDY, logprobs=4, max_tokens=1)
     cases = CASES["qwen2_vl"]
-    together = ask_all(llm, [question(case) for case in cases])
-    alone = [ask(llm, question(case)) for case in cases]
-    assert [tokens(output)[0] for output in together] == [tokens(output)[0] for output in alone]
+    together = ask_all(llm, [question(case) for case in cases], scored)
+    for case, output in zip(cases, together, strict=True):
+        alone = ask(llm, question(case), scored)
+        theirs, ours = (next(iter(each.outputs[0].logprobs or [])) for each in (output, alone))
+        common = set(theirs) & set(ours)
+        assert len(common) >= 3
+        assert all(abs(theirs[token].logprob - ours[token].logprob) < OFF for token in common)
 
 
 def test_int8_answers_a_prompt_nearly_as_the_plain_model(engines: Engines) -> None:
