@@ -387,8 +387,8 @@ def test_a_gpu_that_is_not_there_is_refused(checkpoints: Checkpoints) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("/nowhere/model", "neither a folder nor a hub id"),
-        ("nowhere", "neither a folder nor a hub id"),
+        ("/nowhere/model", "neither a folder, a GGUF file nor a hub id"),
+        ("nowhere", "neither a folder, a GGUF file nor a hub id"),
         ("fovea-tin", "Did you mean 'fovea-tiny'?"),
         ("nobody/no-such-model", "hub could not be reached or has no such model"),
     ],

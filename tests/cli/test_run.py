@@ -170,6 +170,13 @@ def test_a_model_folder_is_a_model(tmp_path: Path) -> None:
     assert split_words([str(tmp_path)], None) == (str(tmp_path), None)
 
 
+def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    assert split_words([str(path)], None) == (str(path), None)
+    assert split_words([str(tmp_path / "other.gguf")], None) == (None, str(tmp_path / "other.gguf"))
+
+
 def test_too_many_words_ask_for_quotation_marks() -> None:
     with pytest.raises(ConfigError, match="'What', 'is', 'it' were given|3 words were given"):
         split_words(["What", "is", "it"], None)

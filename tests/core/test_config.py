@@ -14,7 +14,7 @@ BAD: list[tuple[str, list[Any], str]] = [
     ("model", [5, None, b"a"], "text"),
     ("tokenizer", [5], "text"),
     ("trust_remote_code", [1, "yes", None], "True or False"),
-    ("load_format", ["pt", None, 5], "auto, safetensors, dummy"),
+    ("load_format", ["pt", None, 5], "auto, safetensors, gguf, dummy"),
     ("task", ["embed"], "generate"),
     ("dtype", ["float64", "half", None, 16], "auto, float32, bfloat16, float16"),
     ("device", ["gpu", "cuda:0", None], "auto, cpu, cuda"),

@@ -14,7 +14,7 @@ EXAMPLES = ("fovea models",)
 FOOTER = f"""
 Those of the fused path take text alone; those that name how pictures stand in a prompt take one or several. A model is
 recognised by "architectures" in config.json, so fine-tuned models of the same shape run too. docs/models.md says what
-was checked of each.
+was checked of each. A GGUF file runs if its architecture is llama, qwen2 or qwen3: docs/gguf.md.
 {EMBEDDED_MODEL}, the model that comes with Fovea, has the layout of Qwen2-VL."""
 
 

@@ -102,10 +102,11 @@ def check_media_options(config: ServerConfig) -> None:
 def check_model(config: ServerConfig) -> None:
     """Its small files: what it is, whether Fovea runs it, how it is spoken to. Weights are not fetched here."""
     from fovea.families.registry import load_family
-    from fovea.models.folder import find_model
+    from fovea.models.folder import check_format, find_model
     from fovea.prompt.template import ChatTemplate
 
     folder = find_model(config.model, replace(config, load_format="dummy"))
+    check_format(folder, config)
     load_family(folder, config.model_impl).check_options(config.mm_processor_kwargs)
     if config.load_format != "dummy" and _is_local(config) and not _any(folder, "*.safetensors"):
         raise ModelError(f"{folder} has no *.safetensors file: it holds no weights that Fovea reads.")

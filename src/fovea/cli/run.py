@@ -36,9 +36,9 @@ EXAMPLES = (
 DESCRIPTION = f"""\
 Ask a model about pictures, or without pictures just ask. The answer streams to stdout, and nothing else does.
 
-MODEL is a hub id or a local folder; without it the embedded model {EMBEDDED_MODEL} answers.
+MODEL is a hub id, a local folder or a GGUF file; without it the embedded model {EMBEDDED_MODEL} answers.
 QUESTION comes from stdin if it is left out or "-". A single word that is a hub id
-(organisation/name), a model folder or {EMBEDDED_MODEL} is taken as MODEL.
+(organisation/name), a model folder, a GGUF file or {EMBEDDED_MODEL} is taken as MODEL.
 
 Options of the engine can also be set by a variable (FOVEA_MAX_MODEL_LEN=4096) or in the file given with
 --config. A flag goes before a variable, a variable before the file, the file before the default."""
@@ -141,9 +141,11 @@ def _read_params(options: argparse.Namespace) -> SamplingParams:
 
 
 def _is_model(word: str) -> bool:
-    from fovea.models.folder import HUB_ID
+    from fovea.models.folder import GGUF_SUFFIX, HUB_ID
 
-    return word == EMBEDDED_MODEL or bool(HUB_ID.fullmatch(word)) or (Path(word) / "config.json").is_file()
+    path = Path(word)
+    is_local = (path / "config.json").is_file() or (path.suffix == GGUF_SUFFIX and path.is_file())
+    return word == EMBEDDED_MODEL or bool(HUB_ID.fullmatch(word)) or is_local
 
 
 def _read_pictures(options: argparse.Namespace, config: EngineConfig, stdin: TextIO) -> tuple[Picture, ...]:

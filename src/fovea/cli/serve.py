@@ -32,7 +32,7 @@ EXAMPLES = (
 DESCRIPTION = f"""\
 Serve a vision-language model to OpenAI clients, with a playground for people at /.
 
-MODEL is a hub id or a local folder; without it the embedded model {EMBEDDED_MODEL} is served.
+MODEL is a hub id, a local folder or a GGUF file; without it the embedded model {EMBEDDED_MODEL} is served.
 
 Each option can also be set by a variable (FOVEA_MAX_MODEL_LEN=4096) or in the file given with --config
 (max-model-len: 4096). A flag goes before a variable, a variable before the file, the file before the default.

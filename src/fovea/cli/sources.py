@@ -19,8 +19,8 @@ from fovea.core.errors import InvalidOptionError, nearest
 from fovea.core.server_config import ServerConfig
 
 CONFIG_VARIABLE = "FOVEA_CONFIG"
-# Variables that are no options: of main, of the fault tests, of the snapshot tests.
-NOT_OPTIONS = ("FOVEA_DEBUG", "FOVEA_FAULTS", "FOVEA_WRITE_SNAPSHOTS", CONFIG_VARIABLE)
+# Variables that are no options: of main, of the fault tests, of the snapshot tests, of the tests with a real file.
+NOT_OPTIONS = ("FOVEA_DEBUG", "FOVEA_FAULTS", "FOVEA_WRITE_SNAPSHOTS", "FOVEA_GGUF_FILE", CONFIG_VARIABLE)
 # Empty, these would leave a server open that was meant to be closed.
 KEY_OPTIONS = ("api_key", "api_key_file")
 

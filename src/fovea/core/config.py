@@ -15,14 +15,14 @@ GIB = 1024**3
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
-LoadFormat = Literal["auto", "safetensors", "dummy"]
+LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 Quantization = Literal["int8", "int4"]
 ModelImpl = Literal["auto", "fused", "generic", "compatible"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
-    "load_format": ("auto", "safetensors", "dummy"),
+    "load_format": ("auto", "safetensors", "gguf", "dummy"),
     "model_impl": ("auto", "fused", "generic", "compatible"),
     "quantization": ("int8", "int4"),
     "task": ("generate",),
@@ -42,14 +42,16 @@ class EngineConfig:
     Raises InvalidOptionError for a value out of range or of the wrong kind.
     """
 
-    model: str = option(EMBEDDED_MODEL, "Hub id or local folder; the default is the embedded model.")
+    model: str = option(EMBEDDED_MODEL, "Hub id, local folder or GGUF file; the default is the embedded model.")
     tokenizer: str | None = option(None, "Folder or hub id of the tokenizer, if not the model's.")
     revision: str | None = option(None, "Branch, tag or commit of the hub model.")
     download_dir: str | None = option(None, "Where hub files are kept; default: the hub's own cache.")
     trust_remote_code: bool = option(
         False, "Accepted for compatibility. The supported models never need their remote code and it is never run."
     )
-    load_format: LoadFormat = option("auto", "auto and safetensors read safetensors; dummy fills random weights.")
+    load_format: LoadFormat = option(
+        "auto", "auto: the file if the model is a GGUF file, else safetensors; dummy fills random weights."
+    )
     model_impl: ModelImpl = option(
         "auto",
         "Who runs the model: fused (Fovea's own modules), generic (transformers' modules over Fovea's KV cache), "

@@ -24,11 +24,12 @@ from fovea.families.bridged import Bridged
 from fovea.kernels.batch import SMALLEST_HEAD
 from fovea.models.bridged import BridgedModel, load_module
 from fovea.models.bridged import count_parameters as count_bridged
+from fovea.models.folder import check_format
 from fovea.models.generic import GenericModel
 from fovea.models.packed import pack_linears
 from fovea.models.quantized import Staged, weights_bytes
 from fovea.models.vlm import VLM
-from fovea.models.weights import build_empty, checkpoint_files, fill_dummy, load_weights
+from fovea.models.weights import build_empty, check_checkpoint, checkpoint_files, fill_dummy, load_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEDIA_THREADS_AT_MOST = 8
@@ -78,10 +79,11 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
             plan.max_model_len,
             family.spec.decoder.max_positions,
         )
-    if config.load_format != "dummy":
-        checkpoint_files(folder)  # refuse an incomplete folder before memory is taken for its weights
+    check_format(folder, config)
     if isinstance(family, Bridged):
         return _build_bridged(blueprint, config, family, folder)
+    if config.load_format != "dummy":
+        check_checkpoint(folder, family.spec, family.weight_map())
     spec = replace(family.spec, decoder=family.spec.decoder.within(plan.max_model_len))
     asked = config.quantization
     model = build_empty(spec, dtype, blueprint.device, asked)
@@ -117,6 +119,8 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
 def _build_bridged(blueprint: Blueprint, config: EngineConfig, family: Bridged, folder: Path) -> Engine:
     """An engine around transformers' own model."""
     logger.info("%s takes the %s path: transformers runs it, see docs/models.md", family.name, family.path)
+    if config.load_format != "dummy":
+        checkpoint_files(folder)
     plan, is_generic = blueprint.memory, family.path == "generic"
     dummy_seed = config.seed if config.load_format == "dummy" else None
     module = load_module(family, folder, blueprint.dtype, blueprint.device, dummy_seed=dummy_seed)

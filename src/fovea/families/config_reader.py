@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from fovea.core.errors import ModelError, UnsupportedModelError
+from fovea.families.gguf_config import document
+from fovea.families.gguf_file import is_gguf
 
 MAX_FILE_BYTES = 256 * 1024**2
 
@@ -17,10 +19,12 @@ _REQUIRED: Any = object()
 
 
 def read_json(folder: Path, name: str, *, required: bool = False) -> dict[str, Any]:
-    """The object in `folder/name`; {} if the file is absent and not required.
+    """The object in `folder/name`; {} if the file is absent and not required. A GGUF file counts as a folder.
 
     Raises ModelError if it is required and absent, or not a JSON object.
     """
+    if is_gguf(folder):
+        return document(folder, name)
     path = folder / name
     if not path.is_file():
         if required:

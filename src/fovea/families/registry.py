@@ -13,6 +13,7 @@ from fovea.families.bridged import BRIDGED, CANNOT_RUN, GENERIC, Bridged
 from fovea.families.cohere2 import Cohere2
 from fovea.families.gemma import Gemma, Gemma2, Gemma3
 from fovea.families.gemma3 import Gemma3VL
+from fovea.families.gguf_file import is_gguf
 from fovea.families.glm4 import Glm, Glm4
 from fovea.families.glm4v import Glm4V, Glm4VMoe, Glm46V, GlmOcr
 from fovea.families.idefics3 import Idefics3, SmolVLM
@@ -84,6 +85,10 @@ def load_family(folder: Path, model_impl: ModelImpl = "auto") -> Family:
     Raises UnsupportedModelError, naming what is supported, if nothing here runs the config's architecture that way.
     """
     files = ModelFiles.read(folder)
+    if is_gguf(folder) and model_impl in ("generic", "compatible"):
+        raise UnsupportedModelError(
+            f"model_impl is {model_impl!r}, but {folder} is a GGUF file, which only Fovea's own modules run."
+        )
     own = _own_family(files, folder)
     if own is not None and model_impl == "fused":
         return own(files)

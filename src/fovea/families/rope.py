@@ -1,6 +1,7 @@
 """Rotary positions from a text config, in its old spelling (`rope_scaling`) and its new one (`rope_parameters`).
 
-Types: default; linear (positions divided); llama3 (arXiv:2407.21783); longrope (arXiv:2402.13753), once called "su".
+Types: default; linear (positions divided); llama3 (arXiv:2407.21783); longrope (arXiv:2402.13753), once called "su";
+factors (each frequency divided by its own, as GGUF files have them).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from fovea.families.config_reader import Section
 from fovea.families.parts import plain_rope
 from fovea.families.spec import RopeRegime, RopeSpec
 
-KINDS = ("default", "linear", "llama3", "longrope", "su")
+KINDS = ("default", "linear", "llama3", "longrope", "su", "factors")
 _COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
@@ -43,6 +44,9 @@ def read_rope(config: Section, width: int, max_positions: int) -> RopeSpec:
     if kind == "linear":
         scaling.only(*_COMMON, "factor")
         return RopeSpec((RopeRegime(theta, (scaling.positive("factor"),) * (width // 2)),))
+    if kind == "factors":
+        scaling.only(*_COMMON, "factors")
+        return RopeSpec((RopeRegime(theta, _own_factors(scaling, width)),))
     if kind == "llama3":
         return RopeSpec((RopeRegime(theta, _llama3_factors(config, scaling, theta, width, max_positions)),))
     if kind in ("longrope", "su"):
@@ -72,6 +76,13 @@ def _llama3_factors(
         share = min(1.0, max(0.0, (turns - low) / (high - low)))  # that is kept of its frequency
         factors.append(1.0 / ((1.0 - share) / factor + share))
     return tuple(factors)
+
+
+def _own_factors(scaling: Section, width: int) -> tuple[float, ...]:
+    factors = scaling.floats("factors")
+    if len(factors) != width // 2 or not all(0.0 < factor < math.inf for factor in factors):
+        raise UnsupportedModelError(f"config.json: rope factors must be {width // 2} numbers above 0.")
+    return factors
 
 
 def _longrope(config: Section, scaling: Section, theta: float, width: int, max_positions: int) -> RopeSpec:

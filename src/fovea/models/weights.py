@@ -5,8 +5,8 @@ Tensors are mapped files: reading them from the disk happens when they are copie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -17,7 +17,9 @@ from tqdm import tqdm
 from fovea.core.config import Quantization
 from fovea.core.errors import WeightsError
 from fovea.families.config_reader import read_json
+from fovea.families.gguf_file import is_gguf
 from fovea.families.spec import ModelSpec, WeightMap, WeightSlot
+from fovea.models.gguf_weights import check_gguf, gguf_map, gguf_shapes, gguf_tensors
 from fovea.models.moe import Experts
 from fovea.models.quantized import Staged, quantised_layers
 from fovea.models.vlm import VLM
@@ -48,42 +50,48 @@ def build_empty(
     return model.requires_grad_(False).eval()
 
 
+def check_checkpoint(folder: Path, spec: ModelSpec, weight_map: WeightMap) -> None:
+    """Refuse an incomplete checkpoint before memory is taken for its weights: what files lack, and a GGUF file whose
+    tensors are not those of the model. Raises WeightsError."""
+    if not is_gguf(folder):
+        checkpoint_files(folder)
+        return
+    check_gguf(folder)
+    with torch.device("meta"):
+        parameters = dict(VLM(spec).named_parameters())
+    for _ in _places(gguf_shapes(folder), gguf_map(weight_map, folder, spec.decoder.head_dim), parameters, folder):
+        pass
+
+
 def load_weights(
     model: VLM, folder: Path, weight_map: WeightMap, *, use_tqdm: bool, staged: Staged | None = None
 ) -> None:
-    """Fill every parameter from the safetensors files in `folder`. staged: those that become integers on their way.
+    """Fill every parameter from the safetensors files in `folder`, or from the GGUF file that it is.
+
+    staged: those that become integers on their way.
 
     Raises WeightsError naming what is absent: a shard, a tensor, or a parameter no tensor fills; a tensor the model
     does not know; a shape that differs; a quantised type.
     """
-    files = checkpoint_files(folder)
     parameters = dict(model.named_parameters())
-    missing = set(weight_map.slots)
-    copies = []
+    if is_gguf(folder):
+        weight_map = gguf_map(weight_map, folder, model.spec.decoder.head_dim)
+        tensors = gguf_tensors(folder, next(iter(parameters.values())).dtype)
+    else:
+        tensors = _tensors(checkpoint_files(folder))
+    copies: list[Future[None]] = []
     threads = LOAD_THREADS if staged is None else STAGED_THREADS
     with ThreadPoolExecutor(threads, thread_name_prefix="fovea-weights") as pool:
-        for name, tensor in _tensors(files):
-            published = _published_name(name, weight_map)
-            if published.startswith(weight_map.ignored):
-                continue
-            slot = weight_map.slots.get(published)
-            if slot is None:
-                raise WeightsError(f"{folder} has a tensor that the model does not know: {name!r}.")
-            if published not in missing:
-                raise WeightsError(f"{folder} holds {published!r} twice.")
-            missing.discard(published)
-            target, source = _matched(tensor, name, slot, parameters)
-            if target.is_meta:
-                assert staged is not None
-                copies.append(pool.submit(_stage, staged, tensor, name, slot))
+        for slot, target, source in _places(tensors, weight_map, parameters, folder):
+            if staged is not None and target.is_meta:
+                copies.append(pool.submit(_stage, staged, slot, source))
             else:
                 copies.append(pool.submit(_copy, target, source))
+            if len(copies) > 2 * threads:  # tensors of a GGUF file are no mapped memory: few may wait
+                copies[-2 * threads].result()
         done = tqdm(copies, desc="Loading weights", unit="tensor", disable=not use_tqdm, leave=False)
         for copied in done:
             copied.result()
-    if missing:
-        some = ", ".join(sorted(missing)[:3])
-        raise WeightsError(f"{folder} lacks {len(missing)} of {len(weight_map.slots)} tensors: {some} ...")
     _check_covered(weight_map, parameters)
     if staged is not None:
         staged.finish()
@@ -128,6 +136,27 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
                     yield name, checkpoint.get_tensor(name)
         except (SafetensorError, OSError):
             raise WeightsError(f"{path} is not a readable safetensors file; it may be cut short.") from None
+
+
+def _places(
+    tensors: Iterable[tuple[str, Tensor]], weight_map: WeightMap, parameters: dict[str, nn.Parameter], folder: Path
+) -> Iterator[tuple[WeightSlot, Tensor, Tensor]]:
+    """Each tensor's slot, its place in the model, and the tensor in that shape."""
+    missing = set(weight_map.slots)
+    for name, tensor in tensors:
+        published = _published_name(name, weight_map)
+        if published.startswith(weight_map.ignored):
+            continue
+        slot = weight_map.slots.get(published)
+        if slot is None:
+            raise WeightsError(f"{folder} has a tensor that the model does not know: {name!r}.")
+        if published not in missing:
+            raise WeightsError(f"{folder} holds {published!r} twice.")
+        missing.discard(published)
+        yield slot, *_matched(tensor, name, slot, parameters)
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise WeightsError(f"{folder} lacks {len(missing)} of {len(weight_map.slots)} tensors: {some} ...")
 
 
 def _published_name(name: str, weight_map: WeightMap) -> str:
@@ -176,11 +205,11 @@ def _copy(target: Tensor, source: Tensor) -> None:
 
 
 @torch.inference_mode()
-def _stage(staged: Staged, tensor: Tensor, name: str, slot: WeightSlot) -> None:
-    whole = nn.Parameter(staged.whole(slot.parameter), requires_grad=False)
-    target, source = _matched(tensor, name, slot, {slot.parameter: whole})
-    target.copy_(source)
-    staged.arrived(slot.parameter, len(whole) if slot.rows is None else slot.rows)
+def _stage(staged: Staged, slot: WeightSlot, source: Tensor) -> None:
+    whole = staged.whole(slot.parameter)
+    rows = whole if slot.rows is None else whole[slot.row : slot.row + slot.rows]
+    rows.copy_(source)
+    staged.arrived(slot.parameter, len(rows))
 
 
 def _check_covered(weight_map: WeightMap, parameters: dict[str, nn.Parameter]) -> None:

@@ -24,6 +24,8 @@ import tokenizers
 from fovea.core.errors import FoveaError, ModelError, ModelNotFoundError, PromptError
 from fovea.core.log import logger
 from fovea.families.config_reader import read_json, read_text
+from fovea.families.gguf_file import is_gguf, read_gguf
+from fovea.prompt.gguf_tokenizer import gguf_definition
 from fovea.prompt.token_floor import TokenFloor
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -68,11 +70,17 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path, *, extra_special: Iterable[str] = ()) -> Tokenizer:
-        """Read the tokenizer of a model folder. `extra_special`: further tokens a user's text must not produce."""
+        """Read the tokenizer of a model folder or a GGUF file.
+
+        extra_special: further tokens a user's text must not produce.
+        """
         config = load_tokenizer_config(folder)
         path = folder / "tokenizer.json"
-        definition = read_text(path) if path.is_file() else _convert(folder)
-        return cls(definition, config, extra_special=extra_special, source=str(path))
+        if is_gguf(folder):
+            path, text = folder, gguf_definition(read_gguf(folder))
+        else:
+            text = read_text(path) if path.is_file() else _convert(folder)
+        return cls(text, config, extra_special=extra_special, source=str(path))
 
     @property
     def bos_token(self) -> str | None:
