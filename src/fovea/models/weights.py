@@ -34,7 +34,12 @@ def build_empty(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> VL
     for module in model.modules():
         if isinstance(module, Experts):
             module.keep_exact()
-    return model.to_empty(device=device).requires_grad_(False).eval()
+    # Not nn.Module.to_empty: of a meta tensor torch 2.14 imports sympy for that, half a second of every start.
+    for module in model.modules():
+        for name, meta in list(module.named_parameters(recurse=False)):
+            memory = torch.empty(meta.shape, dtype=meta.dtype, device=device)
+            setattr(module, name, nn.Parameter(memory, requires_grad=False))
+    return model.eval()
 
 
 def load_weights(model: VLM, folder: Path, weight_map: WeightMap, *, use_tqdm: bool) -> None:
