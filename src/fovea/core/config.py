@@ -115,7 +115,7 @@ class EngineConfig:
     cpu_threads: int = option(
         0,
         "Threads that compute on a CPU; 0: torch's own number (OMP_NUM_THREADS), but no more than the cores this "
-        "process may use.",
+        "process may use, and one for a model of up to 30 million parameters if max_num_seqs is 1.",
         low=0,
     )
     media_threads: int = option(

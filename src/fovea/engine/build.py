@@ -31,6 +31,7 @@ from fovea.models.weights import build_empty, checkpoint_files, fill_dummy, load
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEDIA_THREADS_AT_MOST = 8
+ONE_THREAD_PARAMETERS = 30_000_000
 CPU_FLOAT32_SHARE = 0.4  # of free memory: larger models run in bfloat16 on a CPU
 
 
@@ -61,10 +62,10 @@ def suited(config: EngineConfig, family: Family) -> Family:
 def plan_engine(config: EngineConfig, family: Family) -> Blueprint:
     """Raises ModelError or ConfigError when the model cannot run here as asked."""
     device = choose_device(config)
-    if device.type == "cpu":
-        set_cpu_threads(config)
     machine = read_machine(device)
     num_parameters = count_parameters(family)
+    if device.type == "cpu":
+        set_cpu_threads(config, num_parameters)
     dtype = choose_dtype(config, family, device, num_parameters, machine)
     memory = plan_memory(
         family.spec,
@@ -158,15 +159,18 @@ def media_threads(config: EngineConfig) -> int:
     return config.media_threads or min(MEDIA_THREADS_AT_MOST, usable_cores())
 
 
-def set_cpu_threads(config: EngineConfig) -> None:
+def set_cpu_threads(config: EngineConfig, num_parameters: int) -> None:
     """torch's threads, before it starts any: see cpu_threads. Only for an engine on a CPU, and never more by default.
 
-    torch counts the cores it may be put on; it knows no container's limit.
+    torch counts the cores it may be put on; it knows no container's limit. A small model that answers one request at a
+    time gets one thread: its products take microseconds, and with two each of them waits for both cores, which on a
+    busy machine made answers ten to a hundred times as slow.
     """
     now = torch.get_num_threads()
-    wanted = config.cpu_threads or min(now, usable_cores())
+    is_small = config.max_num_seqs == 1 and num_parameters <= ONE_THREAD_PARAMETERS
+    wanted = config.cpu_threads or min(now, 1 if is_small else usable_cores())
     if wanted != now:
-        logger.info("torch computes with %d threads instead of %d", wanted, now)
+        logger.info("torch's threads: %d, of %d that it would have taken", wanted, now)
         torch.set_num_threads(wanted)
 
 
