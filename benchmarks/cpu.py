@@ -38,12 +38,13 @@ BIG = (
     Arm("fovea-int8", "fovea", {"dtype": "bfloat16", "quantization": "int8"}, bits=8.0),
     Arm("fovea-int4", "fovea", {"dtype": "bfloat16", "quantization": "int4"}, bits=4.5),
     Arm("transformers", "transformers"),
-    Arm("transformers-one-by-one", "transformers", {"one_by_one": True}),
+    Arm("transformers-one-by-one", "transformers", asks={"one_by_one": True}),
     Arm("vllm", "vllm"),
 )
 LLAMA = Arm("llama.cpp", "llama")
 USUAL = tuple(arm.name for arm in (*BIG, LLAMA) if arm.name != "fovea-float32")
 WORK = ("decode", "eight", "ttft", "text", "start", "server", "preprocess")
+MANY = ("eight", "text8")
 STREAMS, PROMPT_TOKENS, PICTURE_PX = 8, 48, 560
 # How many times as fast as a peer Fovea wants to be, by what is done and who the peer is.
 WANTED: Mapping[tuple[str, str], float] = {
@@ -129,7 +130,10 @@ def running(
     try:
         for arm in arms:
             reason = arm.missing()
-            if not reason:
+            known = [process for other, process in loaded if (other.engine, other.options) == (arm.engine, arm.options)]
+            if arm.asks and known:
+                loaded.append((arm, known[0]))
+            elif not reason:
                 say(f"loading {arm.name}")
                 process = Running(arm.engine, args.threads, log)
                 try:
@@ -149,6 +153,7 @@ def running(
 
 def rounds(work: str, arms: list[tuple[Arm, Running]], args: argparse.Namespace, skipped: dict[str, str]) -> Samples:
     """Seconds of each arm in each round; each round another arm begins, and the first round is for warming up."""
+    arms = [(arm, process) for arm, process in arms if work in MANY or not arm.asks]
     times: Samples = {arm.name: [] for arm, _ in arms}
     rng = np.random.default_rng(args.seed)
     for number in range(args.rounds + 1):
@@ -158,7 +163,7 @@ def rounds(work: str, arms: list[tuple[Arm, Running]], args: argparse.Namespace,
             if f"{arm.name}, {work}" in skipped:
                 continue
             try:
-                seconds = ask(process)
+                seconds = ask(process, arm.asks)
             except ArmFailedError as error:
                 skipped[f"{arm.name}, {work}"] = str(error)
                 times.pop(arm.name)
@@ -169,17 +174,17 @@ def rounds(work: str, arms: list[tuple[Arm, Running]], args: argparse.Namespace,
     return {name: measured for name, measured in times.items() if measured}
 
 
-def _asker(work: str, rng: np.random.Generator, out: int) -> Callable[[Running], float]:
+def _asker(work: str, rng: np.random.Generator, out: int) -> Callable[[Running, Mapping[str, Any]], float]:
     """The same inputs for every arm of a round: seconds of a token, of all answers, or to the first token."""
     if work == "ttft":
         image = base64.b64encode(jpeg(rng, PICTURE_PX, PICTURE_PX)).decode()
-        return lambda process: float(process.ask("picture", image=image, out=1))
-    if work in ("eight", "text8"):
+        return lambda process, _: float(process.ask("picture", image=image, out=1))
+    if work in MANY:
         many = prompts(rng, STREAMS, PROMPT_TOKENS)
-        return lambda process: float(process.ask("tokens", prompts=many, out=out))
+        return lambda process, asks: float(process.ask("tokens", prompts=many, out=out, **asks))
     one = prompts(rng, 1, PROMPT_TOKENS)
 
-    def decode(process: Running) -> float:
+    def decode(process: Running, _: Mapping[str, Any]) -> float:
         first_s = process.ask("tokens", prompts=one, out=1)
         return float(process.ask("tokens", prompts=one, out=out + 1) - first_s) / out
 

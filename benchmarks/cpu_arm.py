@@ -61,19 +61,19 @@ class Fovea:
 class Transformers:
     """One padded batch in a static shape, or one request after the other."""
 
-    def __init__(self, folder: str, *, dtype: str = "bfloat16", one_by_one: bool = False) -> None:
+    def __init__(self, folder: str, *, dtype: str = "bfloat16") -> None:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-        self.torch, self.one_by_one, self.processor = torch, one_by_one, None
+        self.torch, self.processor = torch, None
         sees = hasattr(AutoConfig.from_pretrained(folder), "vision_config")
         made = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         self.model = made.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
         if sees:
             self.processor = AutoProcessor.from_pretrained(folder)
 
-    def tokens(self, prompts: list[list[int]], out: int) -> None:
-        if self.one_by_one:
+    def tokens(self, prompts: list[list[int]], out: int, *, one_by_one: bool = False) -> None:
+        if one_by_one:
             for ids in prompts:
                 self._generate(out, **self._padded([ids]))
         else:

@@ -22,12 +22,17 @@ class ArmFailedError(Exception):
 
 @dataclass
 class Arm:
-    """`engine` as in benchmarks.cpu_arm, `options` for loading it. `bits` of one weight, for the share of bandwidth."""
+    """`engine` as in benchmarks.cpu_arm, `options` for loading it. `bits` of one weight, for the share of bandwidth.
+
+    `asks`: what this arm adds to each request for many answers; it then uses the process of the arm before it with the
+    same engine and options, and takes part in work of many answers only.
+    """
 
     name: str
     engine: str
     options: Mapping[str, Any] = field(default_factory=dict)
     bits: float = 16.0
+    asks: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_ours(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from fovea.engine import build
     ],
 )
 def test_threads_are_torchs_within_what_may_be_used_unless_asked_for(
-    monkeypatch: pytest.MonkeyPatch, torchs: int, usable: int, options: Mapping[str, int], threads: int | None
+    monkeypatch: pytest.MonkeyPatch, torchs: int, usable: int, options: Mapping[str, Any], threads: int | None
 ) -> None:
     set_to: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: torchs)
