@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
-
-from tqdm import tqdm
 
 from fovea.core.config import EngineConfig
 from fovea.core.errors import BatchError, FoveaError, InvalidOptionError, RequestError, RequestFailedError
@@ -23,15 +21,13 @@ from fovea.engine.build import build_engine, media_threads, plan_engine, suited
 from fovea.families.registry import load_family
 from fovea.models.folder import find_model
 from fovea.pipeline.bridged import make_preparer
+from fovea.pipeline.calls import FormMaker, Params, Progress, as_list, each, form_maker, repeated_media
 from fovea.pipeline.collector import Collector
 from fovea.pipeline.pictures import SharedDecodes
 from fovea.pipeline.preparer import Prepared
 from fovea.prompt.chat import build_chat
-from fovea.prompt.forms import PromptForm, parse_prompt
 
-Params = SamplingParams | Sequence[SamplingParams] | None
 OnError = Literal["raise", "return"]
-FormMaker = Callable[[], PromptForm]
 
 OPEN_REQUESTS_PER_SLOT = 2  # requests in the engine, waiting ones included, for each sequence of a step
 PREPARED_AHEAD_PER_THREAD = 4
@@ -89,9 +85,9 @@ class LLM:
         on_error: a bad row never stops the others. "raise": when the others are done, its own error if there is just
             one prompt, else a BatchError that carries all outputs; "return": an output with `error` set.
         """
-        items = _as_list(prompts)
-        jobs = [(_form_maker(prompt), params) for prompt, params in zip(items, _each(sampling_params, len(items)))]
-        return self._run_all(jobs, use_tqdm, on_error, SharedDecodes(_repeated_media(items)))
+        items = as_list(prompts)
+        jobs = [(form_maker(prompt), params) for prompt, params in zip(items, each(sampling_params, len(items)))]
+        return self._run_all(jobs, use_tqdm, on_error, SharedDecodes(repeated_media(items)))
 
     def generate_iter(
         self, prompts: Iterable[object], sampling_params: SamplingParams | None = None
@@ -103,7 +99,7 @@ class LLM:
         params = sampling_params or SamplingParams()
         ready: dict[int, RequestOutput] = {}
         following = 0
-        for number, output in self._run((_form_maker(prompt), params) for prompt in prompts):
+        for number, output in self._run((form_maker(prompt), params) for prompt in prompts):
             if output.finished:
                 ready[number] = output
             while following in ready:
@@ -134,7 +130,7 @@ class LLM:
         several = isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], (list, tuple))
         conversations = list(messages) if several else [messages]
         jobs = []
-        for conversation, params in zip(conversations, _each(sampling_params, len(conversations))):
+        for conversation, params in zip(conversations, each(sampling_params, len(conversations))):
             maker = self._chat_maker(
                 conversation,
                 add_generation_prompt=add_generation_prompt,
@@ -186,7 +182,7 @@ class LLM:
         if on_error not in ("raise", "return"):
             raise InvalidOptionError(f'on_error is {on_error!r}; permitted: "raise", "return".')
         outputs: list[RequestOutput | None] = [None] * len(jobs)
-        with _Progress(len(jobs), use_tqdm) as progress:
+        with Progress(len(jobs), use_tqdm) as progress:
             for number, output in self._run(jobs, shared=shared):
                 outputs[number] = output
                 progress.done(output)
@@ -236,8 +232,20 @@ class _Ahead:
     future: Future[Prepared]
 
 
+@dataclass(slots=True)
+class _Ending:
+    """An answer that is complete, and whose text is being made."""
+
+    number: int
+    request_id: str
+    future: Future[RequestOutput]
+
+
 class _Run:
-    """One call of generate: prepares ahead in threads, keeps the engine fed, puts answers together."""
+    """One call of generate: prepares ahead in threads, keeps the engine fed, puts answers together.
+
+    The text of an answer that nobody reads while it grows is made in the same threads: a device should not wait for it.
+    """
 
     def __init__(self, llm: LLM, jobs: Iterator[_Job], *, live: bool, shared: SharedDecodes | None) -> None:
         self._llm = llm
@@ -247,17 +255,18 @@ class _Run:
         self._exhausted = False
         self._ahead: deque[_Ahead] = deque()
         self._open: dict[str, tuple[int, Collector]] = {}
+        self._endings: deque[_Ending] = deque()
         self._inbox: list[TokenOutput] = []
         self._most_ahead = PREPARED_AHEAD_PER_THREAD * llm._num_threads
         self._most_open = OPEN_REQUESTS_PER_SLOT * llm.config.max_num_seqs
 
     def has_work(self) -> bool:
         self._prepare_ahead()
-        return bool(self._ahead or self._open)
+        return bool(self._ahead or self._open or self._endings)
 
     def advance(self) -> Iterator[tuple[int, RequestOutput]]:
         """Admit what is ready (waiting only if the engine has nothing to do), then run one step."""
-        while self._ahead and len(self._open) < self._most_open:
+        while self._ahead and len(self._open) + len(self._endings) < self._most_open:
             if self._open and not self._ahead[0].future.done():
                 break
             failed = self._admit(self._ahead.popleft())
@@ -268,11 +277,17 @@ class _Run:
             with self._llm._lock:
                 done = self._step()
             yield from done
+        while self._endings and (not self._open or self._endings[0].future.done()):
+            yield _ended(self._endings.popleft())
 
     def abandon(self) -> None:
         """Leave nothing behind, whatever happened: the caller may have stopped in the middle."""
-        for ahead in self._ahead:
-            ahead.future.cancel()
+        futures: list[Future[Any]] = [
+            *(ahead.future for ahead in self._ahead),
+            *(ending.future for ending in self._endings),
+        ]
+        for future in futures:
+            future.cancel()
         with self._llm._lock:
             for request_id in self._open:
                 self._llm.engine.abort(request_id)
@@ -329,8 +344,11 @@ class _Run:
             number, collector = self._open[request_id]
             if collector.finished:
                 self._forget(request_id)
-            if collector.finished or self._live:
+            if self._live:
                 done.append((number, collector.output()))
+            elif collector.finished:
+                future = self._llm._threads.submit(collector.output)
+                self._endings.append(_Ending(number, request_id, future))
         return done
 
     def _forget(self, request_id: str) -> None:
@@ -338,63 +356,14 @@ class _Run:
         del self._llm._runs[request_id]
 
 
+def _ended(ending: _Ending) -> tuple[int, RequestOutput]:
+    try:
+        return ending.number, ending.future.result()
+    except FoveaError as error:
+        return ending.number, _failed(ending.request_id, None, error)
+
+
 def _failed(request_id: str, partial: RequestOutput | None, error: FoveaError) -> RequestOutput:
     prompt = partial.prompt if partial else None
     ids = partial.prompt_token_ids if partial else ()
     return RequestOutput(request_id, prompt, ids, outputs=[], finished=True, error=error)
-
-
-class _Progress:
-    """Requests done and tokens per second, on stderr."""
-
-    def __init__(self, total: int, enabled: bool) -> None:
-        self._bar = tqdm(total=total, desc="Requests", unit="req", disable=not enabled, dynamic_ncols=True)
-        self._started = time.perf_counter()
-        self._num_tokens = 0
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def done(self, output: RequestOutput) -> None:
-        self._num_tokens += sum(len(completion.token_ids) for completion in output.outputs)
-        rate = self._num_tokens / max(1e-9, time.perf_counter() - self._started)
-        self._bar.set_postfix_str(f"{rate:.0f} tok/s", refresh=False)
-        self._bar.update()
-
-
-def _form_maker(prompt: object) -> FormMaker:
-    return lambda: parse_prompt(prompt)
-
-
-def _repeated_media(prompts: list[object]) -> set[int]:
-    """Identities of the objects that stand as pictures in several places of these prompts."""
-    counts: Counter[int] = Counter()
-    for prompt in prompts:
-        media = prompt.get("multi_modal_data") if isinstance(prompt, dict) else None
-        for value in media.values() if isinstance(media, dict) else ():
-            counts.update(id(one) for one in (value if isinstance(value, (list, tuple)) else [value]))
-    return {identity for identity, count in counts.items() if count > 1}
-
-
-def _as_list(prompts: object) -> list[object]:
-    """A flat list of ints is one prompt; any other list is a batch."""
-    if not isinstance(prompts, (list, tuple)):
-        return [prompts]
-    is_ids = bool(prompts) and all(isinstance(item, int) for item in prompts)
-    return [prompts] if is_ids else list(prompts)
-
-
-def _each(params: Params, count: int) -> list[SamplingParams]:
-    if params is None:
-        return [SamplingParams()] * count
-    if isinstance(params, SamplingParams):
-        return [params] * count
-    listed: list[Any] = list(params) if isinstance(params, (list, tuple)) else [params]
-    if any(not isinstance(item, SamplingParams) for item in listed):
-        raise InvalidOptionError("sampling_params must be a SamplingParams, or a list with one for each prompt.")
-    if len(listed) != count:
-        raise InvalidOptionError(f"{len(listed)} sampling_params were given for {count} prompts.")
-    return listed

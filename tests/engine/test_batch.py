@@ -25,8 +25,10 @@ ROPE = Rope(RopeSpec((RopeRegime(1e4), RopeRegime(1e4, (2.0, 4.0), 1.5)), switch
 MROPE = Rope(RopeSpec((RopeRegime(1e4),), sections=(1, 1, 2)), 8, CPU)
 
 
-def chunk(start: int, end: int, blocks: list[int], *, length: int = 20, **request: Any) -> Chunk:
-    made = EngineRequest("r", tuple(range(100, 100 + length)), SamplingParams(), frozenset(), **request)
+def chunk(
+    start: int, end: int, blocks: list[int], *, length: int = 20, params: SamplingParams | None = None, **request: Any
+) -> Chunk:
+    made = EngineRequest("r", tuple(range(100, 100 + length)), params or SamplingParams(), frozenset(), **request)
     sequence = Sequence(made, 0, None)
     sequence.blocks, sequence.num_computed = blocks, start
     return Chunk(sequence, start, end, samples=end == length)
@@ -43,7 +45,22 @@ def test_tokens_slots_tables_and_sampled_rows() -> None:
     assert batch.attention.num_decode == 1
     assert batch.attention.query_starts is not None
     assert batch.attention.query_starts.tolist() == [0, 1, 7, 10]
-    assert batch.logit_rows.tolist() == [0, 6], "the third chunk does not reach the end of its prompt"
+    assert batch.last is not None
+    assert batch.last.rows.tolist() == [0, 6, 9]
+    assert batch.last.attention.kv_lens == [20, 6, 5]
+    assert batch.last.attention.num_decode == 3
+    assert batch.logit_rows.tolist() == [0, 1], "the third chunk does not reach the end of its prompt"
+
+
+def test_all_final_states_are_there_where_a_prompt_is_scored_or_nothing_is_left_out() -> None:
+    params = SamplingParams(prompt_logprobs=0)
+    scored = [chunk(8, 9, [0, 1, 2], length=9), chunk(0, 6, [3, 8], length=6, params=params)]
+    batch = build_batch(scored, ROPE, 4, CPU)
+    assert batch.last is None
+    assert batch.logit_rows.tolist() == [0, 6]
+    decode = build_batch(scored[:1], ROPE, 4, CPU)
+    assert decode.last is None
+    assert decode.logit_rows.tolist() == [0]
 
 
 def test_the_decode_mask_covers_exactly_the_keys_that_exist() -> None:

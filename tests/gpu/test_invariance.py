@@ -5,6 +5,7 @@ Rounding differs with the shapes of a step, so tokens may; the float64 reference
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,11 @@ def twice(llm: LLM, prompts: list[Any]) -> list[RequestOutput]:
 
 
 def squeezed(llm: LLM, prompts: list[Any]) -> list[RequestOutput]:
-    """Too little memory for all at once."""
+    """Too little memory for all at once, and nobody looks ahead whether answers will fit."""
+    scheduler = llm.engine.scheduler
+    scheduler.budgets = dataclasses.replace(scheduler.budgets, ahead_tokens=0)
     outputs = ask_all(llm, prompts * 4, ANSWER)
-    assert llm.engine.scheduler.stats.num_preemptions > 0
+    assert scheduler.stats.num_preemptions > 0
     return outputs[-len(prompts) :]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fovea.kernels import elementwise, reference
+from fovea.kernels.argmax import likeliest
 from fovea.kernels.batch import AttentionBatch
 
 ON_CARD = torch.cuda.is_available()
@@ -37,6 +38,8 @@ def main() -> None:
             compare_activations(rows, rng.choice((7, 64, 2100)), dtype)
             compare_rotate_qk(rows, rng.choice((1, 5, 17)), rng.choice((16, 64, 80)), dtype)
         compare_rotary(rng.randint(1, 40))
+        for rows, width in ((1, 16384), (5, rng.randint(9, 20_000))):
+            compare_likeliest(rows, width, dtype)
         if ON_CARD:
             compare_activations(8192, 8960, dtype)
             compare_rotate_qk(8192, 16, 80, dtype)
@@ -50,6 +53,17 @@ def close(ours: Tensor, twin: Tensor) -> None:
 
 def noise(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape).to(DEVICE, dtype)
+
+
+def compare_likeliest(rows: int, width: int, dtype: torch.dtype) -> None:
+    """With two equal ones, and rows of infinity and NaN."""
+    logits = noise(rows, width, dtype=dtype)
+    logits[0, [7, 8]] = logits[0].max()
+    if rows > 3:
+        logits[1], logits[2, 3], logits[3, [4, 2]] = -torch.inf, torch.inf, torch.nan
+    ours, twin = likeliest(logits), reference.likeliest(logits)
+    assert torch.equal(ours[0], twin[0])
+    torch.testing.assert_close(ours[1], twin[1], atol=0, rtol=0, equal_nan=True)
 
 
 def compare_rotary(tokens: int) -> None:

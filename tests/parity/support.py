@@ -273,8 +273,8 @@ def prompt_logits(llm: LLM, prompt: object) -> npt.NDArray[np.float32]:
     hidden: list[torch.Tensor] = []
     decoder = llm.engine.model.decoder
     hook = decoder.register_forward_hook(lambda module, args, output: hidden.append(output.clone()))
-    try:
-        output = ask(llm, prompt, dataclasses.replace(GREEDY, max_tokens=1))
+    try:  # whose log-probabilities are asked for, so that all positions are computed to the end
+        output = ask(llm, prompt, dataclasses.replace(GREEDY, max_tokens=1, prompt_logprobs=0))
     finally:
         hook.remove()
     with torch.inference_mode():

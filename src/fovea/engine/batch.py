@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from fovea.core.types import ROW
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.scheduler import Chunk
-from fovea.kernels.batch import AttentionBatch
+from fovea.kernels.batch import AttentionBatch, LastTokens
 from fovea.models.decoder import Rotary
 
 ALIGNED = 16  # numbers of 8 bytes
@@ -23,7 +24,8 @@ ALIGNED = 16  # numbers of 8 bytes
 class ForwardBatch:
     token_ids: Tensor  # [T]
     attention: AttentionBatch
-    logit_rows: Tensor  # indices of the last token of each chunk that samples
+    last: LastTokens | None  # None: all final hidden states are wanted, or there are no others
+    logit_rows: Tensor  # which of the final hidden states are those of chunks that sample
 
 
 def build_batch(
@@ -39,24 +41,16 @@ def build_batch(
 
     `arrivals`: see AttentionBatch.
     """
-    query_lens, kv_lens = [chunk.num_tokens for chunk in chunks], [chunk.end for chunk in chunks]
-    num_decode = query_lens.count(1)
-    starts = np.cumsum([0, *query_lens])
-    sampled = [end - 1 for chunk, end in zip(chunks, starts[1:].tolist(), strict=True) if chunk.samples]
-    token_ids, positions, regimes, slots, tables, kv_lens_tensor, query_starts, logit_rows = _upload(
-        [
-            _token_ids(chunks, num_decode),
-            _positions(chunks, num_decode),
-            np.repeat([chunk.sequence.regime for chunk in chunks], query_lens),
-            _slots(chunks, num_decode, block_size),
-            _block_tables(chunks, idle_block),
-            np.asarray(kv_lens, np.int64),
-            starts,
-            np.asarray(sampled, np.int64),
-        ],
-        device,
+    arrays = StepArrays.of(chunks, block_size, idle_block)
+    only_last = len(arrays.token_ids) > len(chunks) and not any(scores_prompt(chunk) for chunk in chunks)
+    sampled = np.asarray(sampling(chunks), np.int64)
+    rows = sampled if only_last else arrays.last_rows[sampled]
+    token_ids, positions, regimes, slots, kv_lens_tensor, query_starts, last_rows, tables, logit_rows = _upload(
+        [*arrays, rows], device
     )
     cos, sin = rope(positions, regimes)
+    query_lens, kv_lens = [chunk.num_tokens for chunk in chunks], [chunk.end for chunk in chunks]
+    num_decode, is_cpu = query_lens.count(1), device.type == "cpu"
     attention = AttentionBatch(
         num_decode=num_decode,
         query_lens=query_lens,
@@ -64,7 +58,7 @@ def build_batch(
         slots=slots,
         block_tables=tables,
         kv_lens_tensor=kv_lens_tensor,
-        decode_mask=_decode_mask(kv_lens[:num_decode], block_size) if device.type == "cpu" else None,
+        decode_mask=_decode_mask(kv_lens[:num_decode], block_size) if is_cpu else None,
         cos=cos,
         sin=sin,
         query_starts=query_starts,
@@ -72,7 +66,62 @@ def build_batch(
         positions=positions,
         open_spans=_open_spans(chunks),
     )
-    return ForwardBatch(token_ids, attention, logit_rows)
+    last = None
+    if only_last:
+        mask = _decode_mask(kv_lens, block_size) if is_cpu else None
+        last = last_tokens(attention, last_rows, kv_lens, decode_mask=mask)
+    return ForwardBatch(token_ids, attention, last, logit_rows)
+
+
+def last_tokens(
+    batch: AttentionBatch, rows: Tensor, kv_lens: list[int], *, decode_mask: Tensor | None = None
+) -> LastTokens:
+    """`rows` [S]: where the last new token of each sequence of the batch is."""
+    count = len(rows)
+    alone = replace(
+        batch, num_decode=count, query_lens=[1] * count, kv_lens=kv_lens, decode_mask=decode_mask, query_starts=None
+    )
+    return LastTokens(rows, alone)
+
+
+class StepArrays(NamedTuple):
+    """What a device is told of a step, all int64; T tokens of S chunks."""
+
+    token_ids: NDArray[np.int64]  # [T]
+    positions: NDArray[np.int64]  # [rows, T]
+    regimes: NDArray[np.int64]  # [T]
+    slots: NDArray[np.int64]  # [T]
+    kv_lens: NDArray[np.int64]  # [S]
+    starts: NDArray[np.int64]  # [S + 1]
+    last_rows: NDArray[np.int64]  # [S]
+    tables: NDArray[np.int64]  # [S, B]
+
+    @classmethod
+    def of(cls, chunks: list[Chunk], block_size: int, idle_block: int) -> StepArrays:
+        """`chunks` in the order of the plan: those of one token first."""
+        query_lens = [chunk.num_tokens for chunk in chunks]
+        num_decode = query_lens.count(1)
+        starts = np.cumsum([0, *query_lens])
+        return cls(
+            token_ids=_token_ids(chunks, num_decode),
+            positions=_positions(chunks, num_decode),
+            regimes=np.repeat([chunk.sequence.regime for chunk in chunks], query_lens),
+            slots=_slots(chunks, num_decode, block_size),
+            kv_lens=np.asarray([chunk.end for chunk in chunks], np.int64),
+            starts=starts,
+            last_rows=starts[1:] - 1,
+            tables=_block_tables(chunks, idle_block),
+        )
+
+
+def sampling(chunks: list[Chunk]) -> list[int]:
+    """Which of them want a token."""
+    return [i for i, chunk in enumerate(chunks) if chunk.samples]
+
+
+def scores_prompt(chunk: Chunk) -> bool:
+    """Whether log-probabilities of the prompt's own tokens are wanted of this chunk."""
+    return chunk.sequence.wants_prompt_logprobs and chunk.start < chunk.sequence.num_prompt_tokens - 1
 
 
 def insert_embeddings(x: Tensor, chunks: list[Chunk], cache: EncoderCache[Tensor]) -> Tensor | None:

@@ -106,7 +106,14 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
     scheduler = _make_scheduler(blueprint, config, family, encoder_cache, enable_caching=config.enable_prefix_caching)
     # Graphs hold kernels, and no kernel knows a rule of attention.
     use_graphs = blueprint.device.type == "cuda" and not config.enforce_eager and not spec.decoder.has_rules
-    runner = Runner(model, plan, encoder_cache, max_num_seqs=config.max_num_seqs, use_graphs=use_graphs)
+    runner = Runner(
+        model,
+        plan,
+        encoder_cache,
+        max_num_seqs=config.max_num_seqs,
+        use_graphs=use_graphs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+    )
     overlap = config.overlap_scheduling
     if overlap is None:
         overlap = blueprint.device.type == "cuda"

@@ -36,7 +36,7 @@ STATE = "rope_deltas"  # what modules of transformers remember of the last promp
 class CompatibleRunner:
     """Runner for a BridgedModel; see there for the contract of its methods."""
 
-    num_graph_steps = num_eager_decodes = num_late_kernels = 0
+    num_graph_steps = num_prompt_graph_steps = num_eager_steps = num_eager_decodes = num_late_kernels = 0
 
     def __init__(self, model: BridgedModel, plan: MemoryPlan) -> None:
         self.model = model

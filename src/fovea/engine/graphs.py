@@ -6,15 +6,16 @@ a page nobody reads. All graphs read the same buffers and share one memory pool.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fovea.core.log import logger
 from fovea.engine.memory import MemoryPlan
 from fovea.engine.sampler import choose_likeliest
 from fovea.engine.scheduler import Chunk
@@ -45,13 +46,55 @@ def fill_in(tokens: Tensor, last: Tensor) -> Tensor:
     return torch.where(tokens < 0, last[(-1 - tokens).clamp_min(0)], tokens).clamp_min(0)
 
 
-class DecodeGraphs:
-    """`last` [sequences]: the tokens of the step before by row; every replay reads it and writes its own."""
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all graphs of a runner read and write, in turns.
 
-    def __init__(self, model: VLM, rope: Rope, pages: list[KVPages], last: Tensor, plan: MemoryPlan) -> None:
-        self._model, self._rope, self._pages, self._last = model, rope, pages, last
+    `last` [sequences]: the tokens of the step before by row; every replay reads it and writes its own.
+    """
+
+    model: VLM
+    rope: Rope
+    pages: list[KVPages]
+    last: Tensor
+    logits: Tensor  # [at least as many rows as a graph has, vocabulary] in the model's type
+    arrivals: Tensor  # see AttentionBatch
+    plan: MemoryPlan
+
+    @property
+    def idle_slot(self) -> int:
+        """A place in the pages that nobody reads."""
+        return self.plan.num_blocks * self.plan.block_size
+
+    def choose(self, hidden: Tensor) -> Tensor:
+        """Raw logits of final hidden states [rows, hidden], whose likeliest tokens become the last ones."""
+        logits = self.model.decoder.raw_logits(hidden, self.logits[: len(hidden)])
+        self.last[: len(hidden)] = choose_likeliest(logits)
+        return logits
+
+
+def record(body: Callable[[], Tensor], pool: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A graph of what `body` launches, and the tensor it leaves its result in. `body` must have run before."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        made = body()
+    return graph, made
+
+
+def aside(work: Callable[[], object]) -> None:
+    """Do something on a stream of its own, as capturing does: libraries set themselves up for it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+class DecodeGraphs:
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        model, last, plan = shared.model, shared.last, shared.plan
         self._block_size = plan.block_size
-        self._idle_slot = plan.num_blocks * plan.block_size
         self._sizes = [size for size in BATCH_SIZES if size <= len(last)] or [1]
         self._num_positions = 1 if model.spec.decoder.rope.sections is None else 3
         most, num_blocks = max(self._sizes[-1], EVEN), -(-plan.max_model_len // plan.block_size)
@@ -66,8 +109,6 @@ class DecodeGraphs:
         ]
         self._rows = torch.zeros(self._num_rows * most, dtype=torch.int64, device=model.device)
         self._tables = torch.zeros(most, num_blocks, dtype=torch.int64, device=model.device)
-        num_counters = most * model.spec.decoder.num_kv_heads
-        self._arrivals = torch.zeros(num_counters, dtype=torch.int32, device=model.device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     def fits(self, chunks: list[Chunk]) -> bool:
@@ -79,7 +120,7 @@ class DecodeGraphs:
         )
 
     def run(self, chunks: list[Chunk]) -> tuple[Tensor, Tensor]:
-        """Logits [len(chunks), vocabulary] and their likeliest tokens; valid until the next run."""
+        """Raw logits [len(chunks), vocabulary] and their likeliest tokens; valid until the next run."""
         count = len(chunks)
         size = next(s for s in self._sizes if s >= count)
         self._staged.reverse()
@@ -90,12 +131,12 @@ class DecodeGraphs:
         self._tables[:count].copy_(staged.tables[:count], non_blocking=True)
         graph, logits = self._graphs[size]
         graph.replay()
-        return logits[:count], self._last[:count]
+        return logits[:count], self._shared.last[:count]
 
     def _stage(self, staged: _Staged, chunks: list[Chunk], size: int) -> None:
         rows, count = self._of_size(staged.rows, size).numpy(), len(chunks)
         rows[:, count:] = 0
-        rows[SLOT, count:] = self._idle_slot
+        rows[SLOT, count:] = self._shared.idle_slot
         sequences = [chunk.sequence for chunk in chunks]
         ends = np.fromiter((chunk.end for chunk in chunks), np.int64, count)
         places = ends - 1
@@ -128,29 +169,19 @@ class DecodeGraphs:
         for size in reversed(self._sizes):
             rows = self._of_size(self._rows, size)
             rows.zero_()
-            rows[SLOT] = self._idle_slot
+            rows[SLOT] = self._shared.idle_slot
             self._step(size)
 
-    def capture(self) -> None:
-        """Largest first, so that smaller graphs fit into memory that is there already."""
-        started = time.perf_counter()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.rehearse()  # sets up libraries outside the capture
-        torch.cuda.current_stream().wait_stream(stream)
-        pool = torch.cuda.graph_pool_handle()
+    def capture(self, pool: Any) -> int:
+        """Returns how many. Largest first, so that smaller graphs fit into memory that is there already."""
+        aside(self.rehearse)
         for size in reversed(self._sizes):
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                logits = self._step(size)
-            self._graphs[size] = (graph, logits)
-        torch.cuda.synchronize()
-        logger.info("captured %d decode graphs in %.1f s", len(self._graphs), time.perf_counter() - started)
+            self._graphs[size] = record(partial(self._step, size), pool)
+        return len(self._graphs)
 
     def _step(self, size: int) -> Tensor:
-        rows = self._of_size(self._rows, size)
-        cos, sin = self._rope(rows[POSITION:], rows[REGIME])
+        shared, rows = self._shared, self._of_size(self._rows, size)
+        cos, sin = shared.rope(rows[POSITION:], rows[REGIME])
         batch = AttentionBatch(
             num_decode=size,
             query_lens=[1] * size,
@@ -161,10 +192,8 @@ class DecodeGraphs:
             decode_mask=None,
             cos=cos,
             sin=sin,
-            arrivals=self._arrivals,
+            arrivals=shared.arrivals,
             positions=rows[POSITION:],
         )
-        decoder = self._model.decoder
-        logits = decoder.logits(decoder(decoder.embed(fill_in(rows[TOKEN], self._last)), self._pages, batch))
-        self._last[:size] = choose_likeliest(logits)
-        return logits
+        decoder = shared.model.decoder
+        return shared.choose(decoder(decoder.embed(fill_in(rows[TOKEN], shared.last)), shared.pages, batch))

@@ -15,13 +15,15 @@ from torch import Tensor
 from fovea.core.log import logger
 from fovea.core.params import SamplingParams
 from fovea.core.types import EngineRequest, MediaItem, TokenLogprobs
-from fovea.engine.batch import build_batch, insert_embeddings
+from fovea.engine.batch import build_batch, insert_embeddings, scores_prompt
 from fovea.engine.encoder_cache import EncoderCache
-from fovea.engine.graphs import DecodeGraphs, fill_in
+from fovea.engine.graphs import DecodeGraphs, Shared, fill_in
 from fovea.engine.memory import LOGIT_ROWS_AT_ONCE, MemoryPlan
+from fovea.engine.prompt_graphs import PromptGraphs
 from fovea.engine.sampler import NOT_FINITE, Sampled, SamplingRow, choose, is_plain, prompt_logprobs, sample
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
+from fovea.engine.tower_graphs import TowerGraphs
 from fovea.models.decoder import KVPages
 from fovea.models.generic import GenericModel
 from fovea.models.vlm import VLM
@@ -68,6 +70,8 @@ class StepRunner(Protocol):
     model: Any  # a VLM, or a BridgedModel
     vocab_size: int
     num_graph_steps: int
+    num_prompt_graph_steps: int
+    num_eager_steps: int
     num_eager_decodes: int
     num_late_kernels: int
 
@@ -78,8 +82,9 @@ class StepRunner(Protocol):
 
 
 class Runner:
-    """`num_eager_decodes` counts decode steps that ran without a graph although there are graphs, `num_late_kernels`
-    kernels that were compiled after the start."""
+    """`num_graph_steps` and `num_prompt_graph_steps` count steps by graphs of decoding and of prompts,
+    `num_eager_steps` all others, `num_eager_decodes` those of them that only decode although there are graphs,
+    `num_late_kernels` kernels that were compiled after the start."""
 
     def __init__(
         self,
@@ -89,9 +94,10 @@ class Runner:
         *,
         max_num_seqs: int,
         use_graphs: bool,
+        max_num_batched_tokens: int = 0,
     ) -> None:
         self.model: Any = model
-        self.num_graph_steps = 0
+        self.num_graph_steps = self.num_prompt_graph_steps = self.num_eager_steps = 0
         self.num_eager_decodes = 0
         self.num_late_kernels = 0
         self._encoder_cache = encoder_cache
@@ -105,11 +111,25 @@ class Runner:
         self._pages = self._allocate(plan)
         # The last step's tokens by row: a step that is launched before they are known finds its inputs here.
         self._last = torch.zeros(max_num_seqs, dtype=torch.int64, device=model.device)
+        # What attention counts arrivals in, see AttentionBatch.
+        num_counters = max_num_seqs * model.spec.decoder.num_kv_heads
+        self._arrivals = torch.zeros(num_counters, dtype=torch.int32, device=model.device)
         self._graphs: DecodeGraphs | None = None
+        self._prompt_graphs: PromptGraphs | None = None
+        self._tower_graphs: TowerGraphs | None = None
         if use_graphs:
-            assert isinstance(model, VLM)
-            with torch.inference_mode():
-                self._graphs = DecodeGraphs(model, model.make_rope(), self._pages, self._last, plan)
+            self._prepare_graphs(plan, max_num_batched_tokens)
+
+    @torch.inference_mode()
+    def _prepare_graphs(self, plan: MemoryPlan, max_num_batched_tokens: int) -> None:
+        model = self.model
+        assert isinstance(model, VLM)
+        logits = torch.empty(len(self._last), self.vocab_size, dtype=model.dtype, device=model.device)
+        shared = Shared(model, model.make_rope(), self._pages, self._last, logits, self._arrivals, plan)
+        self._graphs = DecodeGraphs(shared)
+        self._prompt_graphs = PromptGraphs(shared, max_num_batched_tokens)
+        if model.spec.takes_pictures:
+            self._tower_graphs = TowerGraphs(model.encoder.tower, model.device)
 
     @torch.inference_mode()
     def rehearse_decode(self) -> None:
@@ -121,8 +141,15 @@ class Runner:
     def capture_graphs(self) -> None:
         """Until then every step is eager."""
         self.num_eager_decodes = 0
-        if self._graphs is not None:
-            self._graphs.capture()
+        if self._graphs is None:
+            return
+        started, pool = time.perf_counter(), torch.cuda.graph_pool_handle()
+        kinds = (self._prompt_graphs, self._tower_graphs, self._graphs)
+        num_graphs = sum(graphs.capture(pool) for graphs in kinds if graphs is not None)
+        if self._tower_graphs is not None:
+            self.model.encoder.tower.graphs = self._tower_graphs
+        torch.cuda.synchronize()
+        logger.info("captured %d graphs in %.1f s", num_graphs, time.perf_counter() - started)
 
     def count_late_kernel(self, name: str) -> None:
         """A kernel is compiled while requests wait: the warm-up has missed one."""
@@ -165,16 +192,17 @@ class Runner:
     @torch.inference_mode()
     def forward(self, chunks: list[Chunk]) -> Launched:
         """Launch one packed forward of all chunks, and a token for each that samples."""
-        logits, likeliest = self._replay(chunks) if self._is_decode(chunks) else self._eager(chunks)
-        if likeliest is not None and all(chunk.sequence.is_plain for chunk in chunks):
+        raw, likeliest = self._run(chunks)
+        sequences = [chunk.sequence for chunk in chunks if chunk.samples]
+        if not sequences:
+            return self._launched(None, None)
+        if likeliest is not None and all(_is_plain(sequence) for sequence in sequences):
             return self._launched(None, likeliest)  # the graph has noted them as the last
-        rows = [sampling_row(chunk.sequence) for chunk in chunks if chunk.samples]
+        logits, rows = self.model.decoder.finished(raw), [sampling_row(sequence) for sequence in sequences]
         if any(row.params.logprobs is not None for row in rows):
             sampled = sample(logits, rows)
             self._last[: len(rows)] = torch.tensor(sampled.token_ids)
             return self._launched(sampled, None)
-        if not rows:
-            return self._launched(None, None)
         tokens = choose(logits, rows)
         self._last[: len(rows)] = tokens
         return self._launched(None, tokens)
@@ -207,21 +235,38 @@ class Runner:
         self.num_eager_decodes += not fits
         return fits
 
+    def _run(self, chunks: list[Chunk]) -> tuple[Tensor, Tensor | None]:
+        if self._is_decode(chunks):
+            return self._replay(chunks)
+        if self._prompt_graphs is not None and self._prompt_graphs.fits(chunks):
+            return self._replay_prompts(chunks)
+        return self._eager(chunks)
+
     def _replay(self, chunks: list[Chunk]) -> tuple[Tensor, Tensor | None]:
-        """Logits of a decode step [len(chunks), vocabulary], and the likeliest tokens."""
+        """Raw logits of a decode step [len(chunks), vocabulary], and the likeliest tokens."""
         assert self._graphs is not None
         self.num_graph_steps += 1
         return self._graphs.run(chunks)
 
+    def _replay_prompts(self, chunks: list[Chunk]) -> tuple[Tensor, Tensor | None]:
+        """The same of the chunks that sample."""
+        assert self._prompt_graphs is not None
+        self.num_prompt_graph_steps += 1
+        return self._prompt_graphs.run(chunks, self._encoder_cache)
+
     def _eager(self, chunks: list[Chunk]) -> tuple[Tensor, Tensor | None]:
-        """Any mix of chunks; logits of those that sample, in order [rows, vocabulary]."""
-        decoder = self.model.decoder
-        batch = build_batch(chunks, self._rope, self._block_size, self.model.device, idle_block=self._idle_block)
+        """Any mix of chunks; raw logits of those that sample, in order [rows, vocabulary]."""
+        self.num_eager_steps += 1
+        decoder, device = self.model.decoder, self.model.device
+        batch = build_batch(
+            chunks, self._rope, self._block_size, device, idle_block=self._idle_block, arrivals=self._arrivals
+        )
         x = decoder.embed(fill_in(batch.token_ids, self._last))
         deepstack = insert_embeddings(x, chunks, self._encoder_cache)
-        hidden = decoder(x, self._pages, batch.attention, deepstack)
-        self._score_prompts(hidden, chunks)
-        return decoder.logits(hidden[batch.logit_rows]), None
+        hidden = decoder(x, self._pages, batch.attention, deepstack, batch.last)
+        if batch.last is None:
+            self._score_prompts(hidden, chunks)
+        return decoder.raw_logits(hidden[batch.logit_rows]), None
 
     def _score_prompts(self, hidden: Tensor, chunks: Rows[Chunk]) -> None:
         """Log-probabilities of the prompt's own tokens, for requests that asked."""
@@ -229,7 +274,7 @@ class Runner:
         for chunk in chunks:
             sequence = chunk.sequence
             last = min(chunk.end, sequence.num_prompt_tokens - 1)
-            if sequence.wants_prompt_logprobs and chunk.start < last:
+            if scores_prompt(chunk):
                 rows = hidden[first : first + last - chunk.start]
                 self._score(sequence.prompt_logprobs, rows, sequence.token_ids[chunk.start + 1 : last + 1], chunk)
             first += chunk.num_tokens
@@ -244,6 +289,12 @@ class Runner:
 def _to_host(tensor: Tensor) -> Tensor:
     """A pinned copy that is complete when an event recorded after this has happened."""
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _is_plain(sequence: Sequence) -> bool:
+    if sequence.sampling_row is None:
+        sampling_row(sequence)
+    return sequence.is_plain
 
 
 def sampling_row(sequence: Sequence) -> SamplingRow:

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from fovea import kernels as ops
 from fovea.core.params import SamplingParams
 from fovea.core.types import EngineRequest, Logprob, TokenLogprobs
 from fovea.engine.memory import DRAW_CHUNK_ELEMENTS
@@ -77,7 +78,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
 
 def choose_likeliest(logits: Tensor) -> Tensor:
     """What `choose` gives for rows that are all plain: one token for each row of `logits` [S, V]."""
-    tokens, best = _argmax(logits)
+    tokens, best = ops.likeliest(logits)
     return torch.where(torch.isfinite(best), tokens, NOT_FINITE)
 
 
@@ -158,8 +159,7 @@ def skip_draws(generator: torch.Generator, num_tokens: int) -> None:
 
 def _argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Likeliest token of each row of `logits` [R, V], BROKEN where its logit is not finite; and that logit."""
-    tokens = logits.argmax(dim=-1)
-    best = logits.gather(-1, tokens[:, None])[:, 0]
+    tokens, best = ops.likeliest(logits)
     return torch.where(torch.isfinite(best), tokens, BROKEN), best
 
 

@@ -41,6 +41,8 @@ def counters(
         "encoder_cache_hits": cache.num_hits,
         "encoder_cache_misses": cache.num_misses,
         "num_graph_steps": runner.num_graph_steps,
+        "num_prompt_graph_steps": runner.num_prompt_graph_steps,
+        "num_eager_steps": runner.num_eager_steps,
         "num_eager_decodes": runner.num_eager_decodes,
         "num_late_kernels": runner.num_late_kernels,
     }

@@ -54,6 +54,7 @@ def install(engine: Engine, wanted: Mapping[str, Any]) -> None:
     runner: Any = engine._runner
     vars(runner)["_eager"] = faulty.around_logits(runner._eager)
     vars(runner)["_replay"] = faulty.around_logits(runner._replay)
+    vars(runner)["_replay_prompts"] = faulty.around_logits(runner._replay_prompts)
     vars(model)["encode"] = faulty.around_tower(model.encode)
     vars(engine)["abort"] = faulty.around_abort(engine.abort)
     vars(engine.scheduler)["finish"] = faulty.around_finish(engine.scheduler.finish)

@@ -26,6 +26,7 @@ __all__ = [
     "compile_kernels",
     "cut_patches",
     "gelu_tanh_mul",
+    "likeliest",
     "linear_add",
     "logits",
     "norm_gate_up",
@@ -142,14 +143,25 @@ def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
     return reference.linear_add(x, linear, residual)
 
 
-def logits(x: Tensor, head: nn.Module | Tensor) -> Tensor:
-    """See reference.logits."""
+def logits(x: Tensor, head: nn.Module | Tensor, into: Tensor | None = None) -> Tensor:
+    """See reference.logits. `into` [rows, V]: memory that may hold them, on CUDA."""
+    if not x.is_cuda:
+        return reference.logits(x, head)
+    weight = head if isinstance(head, Tensor) else _parameters(head)[0]
     if _is_few_rows(x):
         from fovea.kernels.few_rows import linear as fused
 
-        weight = head if isinstance(head, Tensor) else _parameters(head)[0]
         return fused(x, weight, dtype=torch.float32)
-    return reference.logits(x, head)
+    return torch.mm(x, weight.t()) if into is None else torch.mm(x, weight.t(), out=into)
+
+
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """See reference.likeliest."""
+    if logits.is_cuda:
+        from fovea.kernels.argmax import likeliest as fused
+
+        return fused(logits)
+    return reference.likeliest(logits)
 
 
 def _is_few_rows(x: Tensor) -> bool:

@@ -64,6 +64,14 @@ class AttentionBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class LastTokens:
+    """The last new token of each sequence: all that a decoder's last layer makes beside keys and values."""
+
+    rows: Tensor  # [S] int64: where they are among the packed tokens
+    attention: AttentionBatch  # of them alone, over the same keys
+
+
+@dataclass(frozen=True, slots=True)
 class Segments:
     """Segments of packed rows that attend within themselves; make it once and use it in every layer.
 

@@ -33,9 +33,18 @@ def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
 
 
 def logits(x: Tensor, head: nn.Module | Tensor) -> Tensor:
-    """x [T, hidden] times a head, or an embedding table [V, hidden]: float32 values as precise as x's type."""
+    """x [T, hidden] times a head, or an embedding table [V, hidden]: values as precise as x's type, or float32."""
     product: Tensor = F.linear(x, head) if isinstance(head, Tensor) else head(x)
-    return product.float()
+    return product
+
+
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest value's place in each row of [R, V], the first of equals, int64 [R]; and the value, in float32.
+
+    A row with NaN gives NaN and the place of one.
+    """
+    tokens = logits.argmax(dim=-1)
+    return tokens, logits.gather(-1, tokens[:, None])[:, 0].float()
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

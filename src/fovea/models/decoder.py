@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fovea import kernels as ops
 from fovea.families.spec import DecoderSpec, RopeSpec
-from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule
+from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule, LastTokens
 from fovea.models.moe import Experts
 
 KVPages = tuple[Tensor, Tensor]  # keys and values of one layer, each [blocks, block_size, G, D]
@@ -101,10 +101,13 @@ class DecoderLayer(nn.Module):
         self.gate_up = nn.Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=False)
         self.down = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:  # [T, hidden], may overwrite x
+    def forward(self, x: Tensor, pages: KVPages, batch: AttentionBatch, last: LastTokens | None = None) -> Tensor:
+        """[T, hidden] to the same, may overwrite x; with `last` to the rows of those tokens [S, hidden]."""
         if not self.is_usual:
-            return self._step_by_step(x, pages, batch)
+            return self._step_by_step(x, pages, batch, last)
         q = ops.norm_qkv(x, self.attention_norm, self.qkv, self.num_heads, *pages, batch, self.head_norms)
+        if last is not None:
+            x, q, batch = x[last.rows], q[last.rows], last.attention
         attended = ops.paged_attention(q, *pages, batch, self.rule).flatten(1)
         if self.branch_norms is not None:
             x = x + self.branch_norms[0](self.out(attended))
@@ -119,10 +122,12 @@ class DecoderLayer(nn.Module):
             added = self.down(hidden)
         return x + (added if self.branch_norms is None else self.branch_norms[1](added))
 
-    def _step_by_step(self, x: Tensor, pages: KVPages, batch: AttentionBatch) -> Tensor:
+    def _step_by_step(self, x: Tensor, pages: KVPages, batch: AttentionBatch, last: LastTokens | None) -> Tensor:
         """The same where no kernel joins the steps."""
         normed = self.attention_norm(x)
         q = ops.project_qkv(normed, self.qkv, self.num_heads, *pages, batch, self.head_norms)
+        if last is not None:
+            x, normed, q, batch = x[last.rows], normed[last.rows], q[last.rows], last.attention
         branch: Tensor = self.out(ops.paged_attention(q, *pages, batch, self.rule).flatten(1))
         if self.parallel:
             return x + branch + self._mlp(normed)
@@ -149,21 +154,29 @@ class Decoder(nn.Module):
             self.head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
     def forward(
-        self, x: Tensor, pages: list[KVPages], batch: AttentionBatch, deepstack: Tensor | None = None
+        self,
+        x: Tensor,
+        pages: list[KVPages],
+        batch: AttentionBatch,
+        deepstack: Tensor | None = None,
+        last: LastTokens | None = None,
     ) -> Tensor:
         """Embeddings [T, hidden], which may be overwritten, to final hidden states [T, hidden]; writes the pages.
 
         deepstack [levels, T, hidden]: each level is added behind a layer, beginning with the first.
+        last: only the final hidden states of these tokens are wanted [S, hidden].
         """
         levels = () if deepstack is None else deepstack
+        whole, final = len(levels) == len(self.layers), len(self.layers) - 1
         near, sliding = batch, self.spec.sliding_layers
         if self.spec.local_rope is not None or not self.spec.full_rope:
             near, batch = self._rotations(batch)
         for number, (layer, layer_pages) in enumerate(zip(self.layers, pages, strict=True)):
-            x = layer(x, layer_pages, near if number in sliding else batch)
+            only = last if number == final and not whole else None
+            x = layer(x, layer_pages, near if number in sliding else batch, only)
             if number < len(levels):
                 x = x + levels[number]
-        return self.norm(x)
+        return self.norm(x[last.rows] if last is not None and whole else x)
 
     def _rotations(self, batch: AttentionBatch) -> tuple[AttentionBatch, AttentionBatch]:
         """The batch for layers that slide, and for the others."""
@@ -180,11 +193,19 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] to [rows, vocabulary] in float32."""
-        logits = ops.logits(hidden, self.embed.weight if self.spec.tied_head else self.head)
+        return self.finished(self.raw_logits(hidden))
+
+    def finished(self, raw: Tensor) -> Tensor:
+        """Raw logits in float32, scaled and capped."""
+        logits = raw.float()
         if self.spec.logit_scale != 1.0:
             logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def raw_logits(self, hidden: Tensor, into: Tensor | None = None) -> Tensor:
+        """[rows, hidden] to [rows, vocabulary], neither scaled nor capped, which changes no order; see ops.logits."""
+        return ops.logits(hidden, self.embed.weight if self.spec.tied_head else self.head, into)
 
 
 Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # as Rope is called

@@ -17,7 +17,7 @@ from fovea import kernels as ops
 from fovea.core.errors import RequestFailedError, UnsupportedModelError
 from fovea.core.types import ROW, MediaItem
 from fovea.families.spec import ModelPath, ModelSpec
-from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule
+from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule, LastTokens
 from fovea.models.bridged import BridgedModel, to_model
 from fovea.models.decoder import KVPages
 
@@ -86,19 +86,33 @@ class GenericDecoder(nn.Module):
         embedded: Tensor = self._embed(torch.where(ids < self._embed.num_embeddings, ids, 0))
         return embedded
 
-    def forward(self, x: Tensor, pages: list[KVPages], batch: AttentionBatch, deepstack: None = None) -> Tensor:
-        """Embeddings [T, hidden] to final hidden states [T, hidden]; writes the pages."""
+    def forward(
+        self,
+        x: Tensor,
+        pages: list[KVPages],
+        batch: AttentionBatch,
+        deepstack: None = None,
+        last: LastTokens | None = None,
+    ) -> Tensor:
+        """Embeddings [T, hidden] to final hidden states [T, hidden], or those of the last tokens; writes the pages."""
         assert deepstack is None
         assert batch.positions is not None
         self._step.pages, self._step.batch = pages, batch
         positions = batch.positions if self._spec.rope.sections is None else batch.positions[:, None]
         found = self._decoder(inputs_embeds=x[None], position_ids=positions, use_cache=False, return_dict=True)
         hidden: Tensor = found.last_hidden_state[0]
-        return hidden
+        return hidden if last is None else hidden[last.rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] to [rows, vocabulary] in float32."""
-        logits: Tensor = self._head(hidden).float() * self._scale
+        return self.finished(self.raw_logits(hidden))
+
+    def raw_logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._head(hidden)
+        return logits
+
+    def finished(self, raw: Tensor) -> Tensor:
+        logits = raw.float() * self._scale
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
 

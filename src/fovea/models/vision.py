@@ -7,6 +7,7 @@ of any sizes is one forward.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from fovea.models.decoder import RMSNorm
 
 QK_NORM_EPS = 1e-6
 BICUBIC_A = -0.75  # of Keys' kernel, as torch has it
+
+
+Blocks = Callable[[Tensor, Segments, Segments, tuple[Tensor, Tensor] | None], Tensor | None]
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
@@ -128,6 +132,7 @@ class VisionTower(nn.Module):
         if spec.num_positions:
             self.positions = nn.Parameter(torch.empty(spec.num_positions, spec.width))
         self._places: dict[int, Tensor] = {}
+        self.graphs: Blocks | None = None  # something faster than run_blocks that may decline
         if spec.pre_norm:
             self.pre_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
         self.blocks = nn.ModuleList(VisionBlock(spec) for _ in range(spec.num_layers))
@@ -192,6 +197,12 @@ class VisionTower(nn.Module):
     ) -> Tensor:
         whole = Segments.of(lengths, x.device)
         near = Segments.of(windows, x.device) if self.spec.window and windows else whole
+        made = None if self.graphs is None else self.graphs(x, whole, near, rope)
+        return self.run_blocks(x, whole, near, rope) if made is None else made
+
+    def run_blocks(self, x: Tensor, whole: Segments, near: Segments, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """All that is between the patches' first values [P, width], which may be overwritten, and the tower's result
+        [P, out width]."""
         if self.spec.pre_norm:
             _, x = add_norm(x, None, self.pre_norm)
         branch: Tensor | None = None

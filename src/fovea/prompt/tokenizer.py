@@ -156,7 +156,8 @@ class Tokenizer:
             f"The tokenizer failed on a text of {len(text)} characters. The model's tokenizer.json has a pattern that "
             "does not end on this text; shorten or change the text."
         )
-        return _guard(lambda: backend.encode(text, add_special_tokens=False), error)
+        # A batch, because that lets other threads of Python run meanwhile; `encode` holds them all up.
+        return _guard(lambda: backend.encode_batch([text], add_special_tokens=False)[0], error)
 
     def _hits(self, encoding: tokenizers.Encoding) -> list[_Hit]:
         """Where control tokens were read in the encoded text."""

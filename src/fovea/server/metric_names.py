@@ -72,6 +72,8 @@ ENGINE_COUNTERS: Mapping[str, Sequence[tuple[str, str]]] = {
     "num_numerical_errors": (("fovea:numerical_errors", "Requests whose numbers were not finite."),),
     "num_idle_repairs": (("fovea:idle_repairs", "Times an idle engine still owned something: a bug of ours."),),
     "num_graph_steps": (("fovea:graph_steps", "Decoding steps replayed from a CUDA graph."),),
+    "num_prompt_graph_steps": (("fovea:prompt_graph_steps", "Steps with prompts replayed from a CUDA graph."),),
+    "num_eager_steps": (("fovea:eager_steps", "Steps that ran without a CUDA graph."),),
     "num_overlapped_steps": (
         ("fovea:overlapped_steps", "Steps that were launched before the one before them was settled."),
     ),

@@ -1,0 +1,176 @@
+"""CUDA graphs of steps with prompts: one launch instead of some ten for each layer.
+
+A step's tokens are padded to one of two dozen numbers. Its sequences, those of one token too, are told to the device
+alone, as many as a graph has room for; those that are not there have no tokens. Padded tokens write to a page nobody
+reads and belong to no sequence. Above SMALL_TOKENS a device has more to do than its host, and only a full step is worth
+a graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fovea.engine.batch import ALIGNED, StepArrays, insert_embeddings, last_tokens, sampling, scores_prompt
+from fovea.engine.encoder_cache import EncoderCache
+from fovea.engine.graphs import Shared, aside, fill_in, record
+from fovea.engine.scheduler import Chunk
+from fovea.kernels.batch import AttentionBatch
+
+SMALL_TOKENS = 2048
+TOKENS = (16, 32, 64, 128, 192, 256, 384, *range(512, SMALL_TOKENS + 1, 128))
+SEQUENCES = 64  # of a graph of few tokens: the kernel finds its tiles among so many at once
+FULL_SHARE = 0.95  # of a full step's tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    tokens: int
+    sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """Parts of one buffer, each at an even place; block tables come last, of which no more is sent than is used."""
+
+    flat: Tensor
+    token_ids: Tensor  # [tokens]
+    regimes: Tensor  # [tokens]
+    slots: Tensor  # [tokens]
+    positions: Tensor  # [rows, tokens]
+    kv_lens: Tensor  # [sequences]
+    starts: Tensor  # [sequences + 1]
+    last_rows: Tensor  # [sequences]
+    sampled: Tensor  # [sequences]
+    tables: Tensor  # [sequences, blocks]
+
+    @classmethod
+    def over(cls, flat: Tensor, size: _Size, rows: int, blocks: int) -> _Inputs:
+        tokens, sequences = size.tokens, size.sequences
+        shapes = [(tokens,), (tokens,), (tokens,), (rows, tokens)]
+        shapes += [(sequences,), (sequences + 1,), (sequences,), (sequences,), (sequences, blocks)]
+        parts, start = [], 0
+        for shape in shapes:
+            count = int(np.prod(shape))
+            parts.append(flat[start : start + count].view(shape))
+            start += -(-count // ALIGNED) * ALIGNED
+        return cls(flat, *parts)
+
+
+class PromptGraphs:
+    def __init__(self, shared: Shared, max_tokens: int) -> None:
+        self._shared = shared
+        most = len(shared.last)
+        small = [_Size(tokens, min(SEQUENCES, most)) for tokens in TOKENS if tokens <= max_tokens]
+        self._sizes = small if max_tokens <= SMALL_TOKENS else [*small, _Size(max_tokens, most)]
+        self._rows = 1 if shared.model.spec.decoder.rope.sections is None else 3
+        self._blocks = -(-shared.plan.max_model_len // shared.plan.block_size)
+        device, largest = shared.model.device, self._sizes[-1]
+        room = (3 + self._rows) * largest.tokens + (4 + self._blocks) * most + 10 * ALIGNED
+        self._flat = torch.zeros(room, dtype=torch.int64, device=device)
+        spec = shared.model.spec
+        self._x = torch.zeros(largest.tokens, spec.decoder.hidden_size, dtype=shared.model.dtype, device=device)
+        self._has_levels = spec.projector.deepstack > 0
+        self._graphs: dict[_Size, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def fits(self, chunks: list[Chunk]) -> bool:
+        return self._size(chunks) is not None
+
+    def run(self, chunks: list[Chunk], cache: EncoderCache[Tensor]) -> tuple[Tensor, Tensor]:
+        """Raw logits of the chunks that sample [rows, vocabulary] and their likeliest tokens; until the next run."""
+        size, shared = self._size(chunks), self._shared
+        assert size is not None, "asked for what fits"
+        inputs = self._send(chunks, size)
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
+        x = self._x[:num_tokens]
+        x.copy_(shared.model.decoder.embed(fill_in(inputs.token_ids[:num_tokens], shared.last)))
+        levels = insert_embeddings(x, chunks, cache)
+        assert levels is None
+        graph, logits = self._graphs[size]
+        graph.replay()
+        count = len(sampling(chunks))
+        return logits[:count], shared.last[:count]
+
+    def capture(self, pool: Any) -> int:
+        """Returns how many. Largest first, so that smaller graphs fit into memory that is there already."""
+        aside(self.rehearse)
+        for size in reversed(self._sizes):
+            self._graphs[size] = record(partial(self._step, size), pool)
+        return len(self._graphs)
+
+    def rehearse(self) -> None:
+        """Run every size once as it will be captured, without any sequence."""
+        self._flat.zero_()
+        for size in reversed(self._sizes):
+            self._inputs(size).slots.fill_(self._shared.idle_slot)
+            self._step(size)
+            self._flat.zero_()
+
+    def _size(self, chunks: list[Chunk]) -> _Size | None:
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
+        size = next((s for s in self._sizes if s.tokens >= num_tokens and s.sequences >= len(chunks)), None)
+        if not self._graphs or size is None:
+            return None
+        if size.tokens > SMALL_TOKENS and num_tokens < FULL_SHARE * size.tokens:
+            return None
+        for chunk in chunks:
+            request = chunk.sequence.request
+            if request.open_spans or scores_prompt(chunk) or (self._has_levels and request.spans):
+                return None
+        return size
+
+    def _inputs(self, size: _Size) -> _Inputs:
+        return _Inputs.over(self._flat, size, self._rows, self._blocks)
+
+    def _send(self, chunks: list[Chunk], size: _Size) -> _Inputs:
+        """By one copy that the host does not wait for."""
+        arrays = StepArrays.of(chunks, self._shared.plan.block_size, 0)
+        count, width = arrays.tables.shape
+        staged = torch.empty(self._flat.numel(), dtype=torch.int64, pin_memory=self._flat.is_cuda)
+        into = _Inputs.over(staged, size, self._rows, self._blocks)
+        _fill(into.token_ids, arrays.token_ids)
+        _fill(into.regimes, arrays.regimes)
+        _fill(into.slots, arrays.slots, self._shared.idle_slot)
+        for row in range(self._rows):
+            _fill(into.positions[row], arrays.positions[row % len(arrays.positions)])
+        _fill(into.kv_lens, arrays.kv_lens)
+        _fill(into.starts, arrays.starts, int(arrays.starts[-1]))
+        _fill(into.last_rows, arrays.last_rows)
+        _fill(into.sampled, np.asarray(sampling(chunks), np.int64))
+        into.tables.numpy()[:count, :width] = arrays.tables
+        used = into.tables.storage_offset() + count * self._blocks
+        self._flat[:used].copy_(staged[:used], non_blocking=True)
+        return self._inputs(size)
+
+    def _step(self, size: _Size) -> Tensor:
+        shared, inputs = self._shared, self._inputs(size)
+        cos, sin = shared.rope(inputs.positions, inputs.regimes)
+        batch = AttentionBatch(
+            num_decode=0,
+            query_lens=[size.tokens, *[0] * (size.sequences - 1)],  # their sum: whose they are is on the device only
+            kv_lens=[],
+            slots=inputs.slots,
+            block_tables=inputs.tables,
+            kv_lens_tensor=inputs.kv_lens,
+            decode_mask=None,
+            cos=cos,
+            sin=sin,
+            query_starts=inputs.starts,
+            arrivals=shared.arrivals,
+            positions=inputs.positions,
+        )
+        last = last_tokens(batch, inputs.last_rows, [])
+        hidden = shared.model.decoder(self._x[: size.tokens], shared.pages, batch, None, last)
+        return shared.choose(hidden[inputs.sampled])
+
+
+def _fill(into: Tensor, values: NDArray[np.int64], rest: int = 0) -> None:
+    part = into.numpy()
+    part[: len(values)] = values
+    part[len(values) :] = rest

@@ -1,0 +1,87 @@
+"""CUDA graphs of a vision tower's blocks, for few pictures at a time: one launch instead of some ten for each block.
+
+The patches are padded to one of a dozen numbers; padded ones belong to no segment. Many pictures give the device more
+to do than the host, and run as they are.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fovea.engine.graphs import aside, record
+from fovea.kernels.batch import SEGMENT_ROWS, Segments
+from fovea.models.vision import VisionTower
+
+PATCHES = (256, 384, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096)
+MOST_PADDED = 0.15  # of a graph's patches, where there are many
+MANY_PATCHES = 2048
+WINDOW_ROWS = 32  # windows have this many patches at least, but for some
+MORE_TILES = 32
+
+
+class TowerGraphs:
+    """Takes the place of VisionTower.run_blocks where a graph fits."""
+
+    def __init__(self, tower: VisionTower, device: torch.device) -> None:
+        self._tower, spec, most = tower, tower.spec, PATCHES[-1]
+        self._x = torch.zeros(most, spec.width, dtype=tower.dtype, device=device)
+        self._angles: tuple[Tensor, Tensor] | None = None
+        if spec.rope_theta is not None:
+            half = spec.width // spec.num_heads // 2
+            cos, sin = torch.zeros(2, most, half, device=device)
+            self._angles = cos, sin
+        whole, near = (most // rows + MORE_TILES for rows in (SEGMENT_ROWS, WINDOW_ROWS))
+        self._whole = torch.zeros(whole, 3, dtype=torch.int32, device=device)
+        self._near = torch.zeros(near, 3, dtype=torch.int32, device=device) if spec.window else self._whole
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def capture(self, pool: Any) -> int:
+        """Returns how many."""
+        aside(self.rehearse)
+        for size in reversed(PATCHES):
+            self._graphs[size] = record(partial(self._step, size), pool)
+        return len(self._graphs)
+
+    def rehearse(self) -> None:
+        """Run every size once as it will be captured, without any segment."""
+        for size in reversed(PATCHES):
+            self._step(size)
+
+    def __call__(self, x: Tensor, whole: Segments, near: Segments, rope: tuple[Tensor, Tensor] | None) -> Tensor | None:
+        """What run_blocks gives for patches [P, width], until the next call; None: no graph fits."""
+        count = len(x)
+        size = next((size for size in PATCHES if size >= count), None)
+        if size not in self._graphs or (size > MANY_PATCHES and count < (1 - MOST_PADDED) * size):
+            return None
+        assert whole.tiles is not None
+        assert near.tiles is not None
+        if len(whole.tiles) > self._room(self._whole, size) or len(near.tiles) > self._room(self._near, size):
+            return None
+        self._x[:count].copy_(x)
+        if self._angles is not None and rope is not None:
+            for kept, given in zip(self._angles, rope, strict=True):
+                kept[:count].copy_(given)
+        _put(self._whole, whole.tiles)
+        if self._near is not self._whole:
+            _put(self._near, near.tiles)
+        graph, made = self._graphs[size]
+        graph.replay()
+        return made[:count]
+
+    def _room(self, tiles: Tensor, size: int) -> int:
+        rows = SEGMENT_ROWS if tiles is self._whole else WINDOW_ROWS
+        return size // rows + MORE_TILES
+
+    def _step(self, size: int) -> Tensor:
+        whole, near = (Segments([], tiles[: self._room(tiles, size)]) for tiles in (self._whole, self._near))
+        rope = None if self._angles is None else (self._angles[0][:size], self._angles[1][:size])
+        return self._tower.run_blocks(self._x[:size], whole, near, rope)
+
+
+def _put(into: Tensor, tiles: Tensor) -> None:
+    into.zero_()
+    into[: len(tiles)].copy_(tiles)

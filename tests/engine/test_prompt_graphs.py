@@ -1,0 +1,112 @@
+"""What a graph of prompts is told is what an eager step is told, padded; the graphs themselves need a card."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fovea.core.params import SamplingParams
+from fovea.core.types import EngineRequest
+from fovea.engine.batch import build_batch
+from fovea.engine.encoder_cache import EncoderCache
+from fovea.engine.graphs import Shared
+from fovea.engine.memory import MemoryPlan
+from fovea.engine.prompt_graphs import PromptGraphs, _Inputs
+from fovea.engine.scheduler import Chunk
+from fovea.engine.sequence import Sequence
+from fovea.families.registry import load_family
+from fovea.models.vlm import VLM
+from tests.parity.support import Checkpoints
+
+BLOCK_SIZE, NUM_BLOCKS = 4, 50
+CPU = torch.device("cpu")
+
+
+class FakeGraph:
+    """In the place of torch.cuda.CUDAGraph."""
+
+    num_replays = 0
+
+    def replay(self) -> None:
+        self.num_replays += 1
+
+
+@pytest.fixture
+def graphs(checkpoints: Checkpoints) -> PromptGraphs:
+    with torch.device("meta"):
+        model = VLM(load_family(checkpoints.folder("qwen2_vl")).spec)
+    model = model.to_empty(device=CPU).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    plan = MemoryPlan(0, 0, 0, 0, NUM_BLOCKS, BLOCK_SIZE, 100, 100)
+    last, logits = torch.arange(90, 98), torch.zeros(8, model.spec.decoder.vocab_size)
+    shared = Shared(model, model.make_rope(), [], last, logits, torch.zeros(64, dtype=torch.int32), plan)
+    made = PromptGraphs(shared, 8192)
+    made._graphs = {size: (FakeGraph(), logits[: size.sequences]) for size in made._sizes}  # type: ignore[misc]
+    return made
+
+
+def chunk(start: int, end: int, blocks: list[int], length: int, params: SamplingParams | None = None) -> Chunk:
+    positions = np.stack([np.arange(length), np.arange(length) // 2, np.arange(length) // 3]).astype(np.int32)
+    made = EngineRequest(
+        "r", tuple(range(100, 100 + length)), params or SamplingParams(), frozenset(), positions=positions
+    )
+    sequence = Sequence(made, 0, None)
+    sequence.blocks, sequence.num_computed = blocks, start
+    return Chunk(sequence, start, end, samples=end == length)
+
+
+STEP = [chunk(7, 8, [7, 2], 8), chunk(0, 6, [3, 8], 6), chunk(2, 5, [4, 6], 20), chunk(0, 9, [9, 10, 11], 9)]
+
+
+def test_the_inputs_are_those_of_an_eager_step_and_the_padding_belongs_to_nobody(graphs: PromptGraphs) -> None:
+    model = graphs._shared.model
+    batch = build_batch(STEP, model.make_rope(), BLOCK_SIZE, CPU)
+    graphs._flat.fill_(-7)
+    size = graphs._size(STEP)
+    assert size is not None
+    assert (size.tokens, size.sequences) == (32, 8)
+    sent = graphs._send(STEP, size)
+    tokens, count = 19, 4
+    assert sent.token_ids[:tokens].tolist() == batch.token_ids.tolist()
+    assert sent.slots[:tokens].tolist() == batch.attention.slots.tolist()
+    assert sent.slots[tokens:].unique().tolist() == [NUM_BLOCKS * BLOCK_SIZE]
+    assert batch.attention.positions is not None
+    assert torch.equal(sent.positions[:, :tokens], batch.attention.positions.expand(len(sent.positions), -1))
+    assert sent.kv_lens.tolist() == [*batch.attention.kv_lens, 0, 0, 0, 0]
+    assert sent.starts.tolist() == [0, 1, 7, 10, 19, 19, 19, 19, 19]
+    assert sent.last_rows[:count].tolist() == [0, 6, 9, 18]
+    assert sent.sampled[:3].tolist() == [0, 1, 3], "the third chunk does not reach the end of its prompt"
+    for i, one in enumerate(STEP):
+        blocks = one.sequence.blocks
+        assert sent.tables[i, : len(blocks)].tolist() == blocks
+    for part in (sent.token_ids, sent.regimes, sent.slots, sent.positions, sent.last_rows, sent.tables):
+        assert part.data_ptr() % 16 == sent.flat.data_ptr() % 16, "or Triton compiles kernels anew"
+
+
+def test_every_size_has_room_in_the_one_buffer(graphs: PromptGraphs) -> None:
+    for size in graphs._sizes:
+        parts = _Inputs.over(graphs._flat, size, graphs._rows, graphs._blocks)
+        assert parts.tables.shape == (size.sequences, -(-100 // BLOCK_SIZE))
+    assert [size.sequences for size in graphs._sizes] == [8] * len(graphs._sizes)
+
+
+def test_a_run_puts_embeddings_in_place_and_gives_a_row_for_each_that_samples(graphs: PromptGraphs) -> None:
+    cache: EncoderCache[Tensor] = EncoderCache(1)
+    graphs._shared.model.decoder.embed.weight.data[:] = torch.arange(len(graphs._shared.model.decoder.embed.weight))[
+        :, None
+    ]
+    logits, tokens = graphs.run(STEP, cache)
+    assert len(logits) == len(tokens) == 3
+    assert graphs._x[:19, 0].tolist() == [107, *range(100, 106), *range(102, 105), *range(100, 109)]
+
+
+def test_steps_that_need_more_than_the_last_tokens_or_are_too_many_run_without(graphs: PromptGraphs) -> None:
+    assert graphs.fits(STEP)
+    scored = chunk(0, 6, [3, 8], 6, SamplingParams(prompt_logprobs=0))
+    assert not graphs.fits([*STEP, scored])
+    assert not graphs.fits(STEP * 3), "more sequences than there may be"
+    assert not graphs.fits([chunk(0, 3000, [1], 3000)]), "the device has enough to do"
+    assert graphs.fits([chunk(0, 8100, [1], 8100)])
