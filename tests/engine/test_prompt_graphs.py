@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from fovea.core.params import SamplingParams
 from fovea.core.types import EngineRequest
 from fovea.engine.batch import build_batch
 from fovea.engine.encoder_cache import EncoderCache
-from fovea.engine.graphs import Shared
+from fovea.engine.graphs import Recorded, Recorder, Shared
 from fovea.engine.memory import MemoryPlan
 from fovea.engine.prompt_graphs import PromptGraphs, _Inputs
 from fovea.engine.scheduler import Chunk
@@ -33,6 +36,20 @@ class FakeGraph:
         self.num_replays += 1
 
 
+class FakeRecorder(Recorder):
+    """Records without a card; `has_memory` or not."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.is_on, self.has_memory, self.num_graphs, self._made = True, True, 0, logits
+
+    def record(self, body: Callable[[], Tensor]) -> Recorded:
+        if not self.has_memory:
+            raise torch.OutOfMemoryError
+        self.num_graphs += 1
+        graph: Any = FakeGraph()
+        return graph, self._made
+
+
 @pytest.fixture
 def graphs(checkpoints: Checkpoints) -> PromptGraphs:
     with torch.device("meta"):
@@ -42,9 +59,11 @@ def graphs(checkpoints: Checkpoints) -> PromptGraphs:
         parameter.data.zero_()
     plan = MemoryPlan(0, 0, 0, 0, NUM_BLOCKS, BLOCK_SIZE, 100, 100)
     last, logits = torch.arange(90, 98), torch.zeros(8, model.spec.decoder.vocab_size)
-    shared = Shared(model, model.make_rope(), [], last, logits, torch.zeros(64, dtype=torch.int32), plan)
+    shared = Shared(
+        model, model.make_rope(), [], last, logits, torch.zeros(64, dtype=torch.int32), plan, FakeRecorder(logits)
+    )
     made = PromptGraphs(shared, 8192)
-    made._graphs = {size: (FakeGraph(), logits[: size.sequences]) for size in made._sizes}  # type: ignore[misc]
+    vars(made)["_rehearse"] = lambda size: None  # what a graph holds runs on a card only
     return made
 
 
@@ -98,15 +117,34 @@ def test_a_run_puts_embeddings_in_place_and_gives_a_row_for_each_that_samples(gr
     graphs._shared.model.decoder.embed.weight.data[:] = torch.arange(len(graphs._shared.model.decoder.embed.weight))[
         :, None
     ]
+    assert not graphs.fits(STEP), "wanted for the first time"
+    assert graphs.fits(STEP)
     logits, tokens = graphs.run(STEP, cache)
     assert len(logits) == len(tokens) == 3
     assert graphs._x[:19, 0].tolist() == [107, *range(100, 106), *range(102, 105), *range(100, 109)]
 
 
+def test_a_graph_is_made_when_its_size_is_wanted_for_the_second_time_and_only_then(graphs: PromptGraphs) -> None:
+    recorder = graphs._shared.recorder
+    assert isinstance(recorder, FakeRecorder)
+    other = [chunk(0, 100, [1], 100)]
+    assert [graphs.fits(step) for step in (STEP, other, STEP, STEP, other)] == [False, False, True, True, True]
+    assert recorder.num_graphs == 2
+    recorder.is_on = False
+    assert graphs.fits(STEP), "what is there stays in use"
+    assert not any(graphs.fits([chunk(0, 300, [1], 300)]) for _ in range(3))
+
+
+def test_without_memory_for_a_graph_steps_run_without_and_no_more_are_tried(graphs: PromptGraphs) -> None:
+    recorder = graphs._shared.recorder
+    assert isinstance(recorder, FakeRecorder)
+    recorder.has_memory = False
+    assert not any(graphs.fits(STEP) for _ in range(3))
+    recorder.has_memory = True
+    assert not any(graphs.fits(STEP) for _ in range(3))
+
+
 def test_steps_that_need_more_than_the_last_tokens_or_are_too_many_run_without(graphs: PromptGraphs) -> None:
-    assert graphs.fits(STEP)
     scored = chunk(0, 6, [3, 8], 6, SamplingParams(prompt_logprobs=0))
-    assert not graphs.fits([*STEP, scored])
-    assert not graphs.fits(STEP * 3), "more sequences than there may be"
-    assert not graphs.fits([chunk(0, 3000, [1], 3000)]), "the device has enough to do"
-    assert graphs.fits([chunk(0, 8100, [1], 8100)])
+    for step in ([*STEP, scored], STEP * 3, [chunk(0, 9000, [1], 9000)]):
+        assert not any(graphs.fits(step) for _ in range(3))

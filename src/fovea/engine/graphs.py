@@ -6,16 +6,18 @@ a page nobody reads. All graphs read the same buffers and share one memory pool.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fovea.core.log import logger
 from fovea.engine.memory import MemoryPlan
 from fovea.engine.sampler import choose_likeliest
 from fovea.engine.scheduler import Chunk
@@ -46,6 +48,57 @@ def fill_in(tokens: Tensor, last: Tensor) -> Tensor:
     return torch.where(tokens < 0, last[(-1 - tokens).clamp_min(0)], tokens).clamp_min(0)
 
 
+Size = TypeVar("Size", bound=Hashable)
+Recorded = tuple[torch.cuda.CUDAGraph, Tensor]  # a graph, and what it leaves its result in until the next replay
+
+
+class Recorder:
+    """Makes graphs, all in one pool of memory, because they run in turns."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        self._pool = torch.cuda.graph_pool_handle()
+        self.is_on = False  # whether sizes are noted, and graphs made of them, while requests run
+
+    def record(self, body: Callable[[], Tensor]) -> Recorded:
+        """A graph of what `body` launches. It must have run before, so that libraries are set up."""
+        graph = torch.cuda.CUDAGraph()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                made = body()
+            except BaseException:
+                with suppress(RuntimeError):  # what went wrong is being raised
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return graph, made
+
+    def when_wanted_again(
+        self,
+        graphs: dict[Size, Recorded | None],
+        size: Size,
+        rehearse: Callable[[], object],
+        body: Callable[[], Tensor],
+    ) -> Recorded | None:
+        """The graph of a size, made when it is asked for the second time; None at the first (and then in `graphs`).
+
+        Where memory does not suffice for one more, no others are made.
+        """
+        if size not in graphs and self.is_on:
+            graphs[size] = None
+        elif self.is_on and graphs[size] is None:
+            try:
+                rehearse()
+                graphs[size] = self.record(body)
+            except torch.OutOfMemoryError:
+                self.is_on = False
+                logger.warning("no memory for one more CUDA graph: steps of new sizes run without")
+        return graphs.get(size)
+
+
 @dataclass(frozen=True, slots=True)
 class Shared:
     """What all graphs of a runner read and write, in turns.
@@ -60,6 +113,7 @@ class Shared:
     logits: Tensor  # [at least as many rows as a graph has, vocabulary] in the model's type
     arrivals: Tensor  # see AttentionBatch
     plan: MemoryPlan
+    recorder: Recorder
 
     @property
     def idle_slot(self) -> int:
@@ -71,23 +125,6 @@ class Shared:
         logits = self.model.decoder.raw_logits(hidden, self.logits[: len(hidden)])
         self.last[: len(hidden)] = choose_likeliest(logits)
         return logits
-
-
-def record(body: Callable[[], Tensor], pool: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """A graph of what `body` launches, and the tensor it leaves its result in. `body` must have run before."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        made = body()
-    return graph, made
-
-
-def aside(work: Callable[[], object]) -> None:
-    """Do something on a stream of its own, as capturing does: libraries set themselves up for it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
 
 
 class DecodeGraphs:
@@ -109,7 +146,7 @@ class DecodeGraphs:
         ]
         self._rows = torch.zeros(self._num_rows * most, dtype=torch.int64, device=model.device)
         self._tables = torch.zeros(most, num_blocks, dtype=torch.int64, device=model.device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[int, Recorded] = {}
 
     def fits(self, chunks: list[Chunk]) -> bool:
         """Whether every chunk is one generated token, so that no picture and no prompt is involved."""
@@ -172,12 +209,11 @@ class DecodeGraphs:
             rows[SLOT] = self._shared.idle_slot
             self._step(size)
 
-    def capture(self, pool: Any) -> int:
-        """Returns how many. Largest first, so that smaller graphs fit into memory that is there already."""
-        aside(self.rehearse)
+    def capture(self) -> None:
+        """Largest first, so that smaller graphs fit into memory that is there already."""
+        self.rehearse()
         for size in reversed(self._sizes):
-            self._graphs[size] = record(partial(self._step, size), pool)
-        return len(self._graphs)
+            self._graphs[size] = self._shared.recorder.record(partial(self._step, size))
 
     def _step(self, size: int) -> Tensor:
         shared, rows = self._shared, self._of_size(self._rows, size)

@@ -1,16 +1,14 @@
 """CUDA graphs of steps with prompts: one launch instead of some ten for each layer.
 
-A step's tokens are padded to one of two dozen numbers. Its sequences, those of one token too, are told to the device
+A step's tokens are padded to one of some dozen numbers. Its sequences, those of one token too, are told to the device
 alone, as many as a graph has room for; those that are not there have no tokens. Padded tokens write to a page nobody
-reads and belong to no sequence. Above SMALL_TOKENS a device has more to do than its host, and only a full step is worth
-a graph.
+reads and belong to no sequence. A graph is made when its size is wanted for the second time: no start waits for it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +17,12 @@ from torch import Tensor
 
 from fovea.engine.batch import ALIGNED, StepArrays, insert_embeddings, last_tokens, sampling, scores_prompt
 from fovea.engine.encoder_cache import EncoderCache
-from fovea.engine.graphs import Shared, aside, fill_in, record
+from fovea.engine.graphs import Recorded, Shared, fill_in
 from fovea.engine.scheduler import Chunk
 from fovea.kernels.batch import AttentionBatch
 
-SMALL_TOKENS = 2048
-TOKENS = (16, 32, 64, 128, 192, 256, 384, *range(512, SMALL_TOKENS + 1, 128))
-SEQUENCES = 64  # of a graph of few tokens: the kernel finds its tiles among so many at once
-FULL_SHARE = 0.95  # of a full step's tokens
+TOKENS = (16, 32, 64, 128, 192, 256, 384, *range(512, 8193, 128))
+FEW_SEQUENCES = 64  # the kernel finds its tiles among so many at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +63,9 @@ class PromptGraphs:
     def __init__(self, shared: Shared, max_tokens: int) -> None:
         self._shared = shared
         most = len(shared.last)
-        small = [_Size(tokens, min(SEQUENCES, most)) for tokens in TOKENS if tokens <= max_tokens]
-        self._sizes = small if max_tokens <= SMALL_TOKENS else [*small, _Size(max_tokens, most)]
+        tokens = [count for count in TOKENS if count <= max_tokens]
+        few = min(FEW_SEQUENCES, most)
+        self._sizes = [_Size(count, room) for count in tokens for room in dict.fromkeys((few, most))]
         self._rows = 1 if shared.model.spec.decoder.rope.sections is None else 3
         self._blocks = -(-shared.plan.max_model_len // shared.plan.block_size)
         device, largest = shared.model.device, self._sizes[-1]
@@ -77,53 +74,45 @@ class PromptGraphs:
         spec = shared.model.spec
         self._x = torch.zeros(largest.tokens, spec.decoder.hidden_size, dtype=shared.model.dtype, device=device)
         self._has_levels = spec.projector.deepstack > 0
-        self._graphs: dict[_Size, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[_Size, Recorded | None] = {}  # None: wanted once
 
     def fits(self, chunks: list[Chunk]) -> bool:
-        return self._size(chunks) is not None
+        """Whether there is a graph, or one could be made now."""
+        size = self._size(chunks)
+        if size is None or not _is_usual(chunks, with_spans=not self._has_levels):
+            return False
+        bodies = partial(self._rehearse, size), partial(self._step, size)
+        return self._shared.recorder.when_wanted_again(self._graphs, size, *bodies) is not None
 
     def run(self, chunks: list[Chunk], cache: EncoderCache[Tensor]) -> tuple[Tensor, Tensor]:
         """Raw logits of the chunks that sample [rows, vocabulary] and their likeliest tokens; until the next run."""
         size, shared = self._size(chunks), self._shared
-        assert size is not None, "asked for what fits"
+        assert size is not None
         inputs = self._send(chunks, size)
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
         x = self._x[:num_tokens]
         x.copy_(shared.model.decoder.embed(fill_in(inputs.token_ids[:num_tokens], shared.last)))
         levels = insert_embeddings(x, chunks, cache)
         assert levels is None
-        graph, logits = self._graphs[size]
+        recorded = self._graphs[size]
+        assert recorded is not None, "asked for what fits"
+        graph, logits = recorded
         graph.replay()
         count = len(sampling(chunks))
         return logits[:count], shared.last[:count]
 
-    def capture(self, pool: Any) -> int:
-        """Returns how many. Largest first, so that smaller graphs fit into memory that is there already."""
-        aside(self.rehearse)
-        for size in reversed(self._sizes):
-            self._graphs[size] = record(partial(self._step, size), pool)
-        return len(self._graphs)
-
-    def rehearse(self) -> None:
-        """Run every size once as it will be captured, without any sequence."""
+    def _rehearse(self, size: _Size) -> None:
+        """Run a size once as it will be captured, without any sequence; the last tokens stay."""
+        last = self._shared.last.clone()
         self._flat.zero_()
-        for size in reversed(self._sizes):
-            self._inputs(size).slots.fill_(self._shared.idle_slot)
-            self._step(size)
-            self._flat.zero_()
+        self._inputs(size).slots.fill_(self._shared.idle_slot)
+        self._step(size)
+        self._shared.last.copy_(last)
 
     def _size(self, chunks: list[Chunk]) -> _Size | None:
+        """The smallest that holds them."""
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
-        size = next((s for s in self._sizes if s.tokens >= num_tokens and s.sequences >= len(chunks)), None)
-        if not self._graphs or size is None:
-            return None
-        if size.tokens > SMALL_TOKENS and num_tokens < FULL_SHARE * size.tokens:
-            return None
-        for chunk in chunks:
-            request = chunk.sequence.request
-            if request.open_spans or scores_prompt(chunk) or (self._has_levels and request.spans):
-                return None
-        return size
+        return next((s for s in self._sizes if s.tokens >= num_tokens and s.sequences >= len(chunks)), None)
 
     def _inputs(self, size: _Size) -> _Inputs:
         return _Inputs.over(self._flat, size, self._rows, self._blocks)
@@ -168,6 +157,15 @@ class PromptGraphs:
         last = last_tokens(batch, inputs.last_rows, [])
         hidden = shared.model.decoder(self._x[: size.tokens], shared.pages, batch, None, last)
         return shared.choose(hidden[inputs.sampled])
+
+
+def _is_usual(chunks: list[Chunk], *, with_spans: bool) -> bool:
+    """Whether only the last tokens' logits are wanted, and rows of pictures (if `with_spans`) have nothing special."""
+    for chunk in chunks:
+        request = chunk.sequence.request
+        if request.open_spans or scores_prompt(chunk) or (request.spans and not with_spans):
+            return False
+    return True
 
 
 def _fill(into: Tensor, values: NDArray[np.int64], rest: int = 0) -> None:

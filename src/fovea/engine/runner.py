@@ -17,7 +17,7 @@ from fovea.core.params import SamplingParams
 from fovea.core.types import EngineRequest, MediaItem, TokenLogprobs
 from fovea.engine.batch import build_batch, insert_embeddings, scores_prompt
 from fovea.engine.encoder_cache import EncoderCache
-from fovea.engine.graphs import DecodeGraphs, Shared, fill_in
+from fovea.engine.graphs import DecodeGraphs, Recorder, Shared, fill_in
 from fovea.engine.memory import LOGIT_ROWS_AT_ONCE, MemoryPlan
 from fovea.engine.prompt_graphs import PromptGraphs
 from fovea.engine.sampler import NOT_FINITE, Sampled, SamplingRow, choose, is_plain, prompt_logprobs, sample
@@ -116,7 +116,6 @@ class Runner:
         self._arrivals = torch.zeros(num_counters, dtype=torch.int32, device=model.device)
         self._graphs: DecodeGraphs | None = None
         self._prompt_graphs: PromptGraphs | None = None
-        self._tower_graphs: TowerGraphs | None = None
         if use_graphs:
             self._prepare_graphs(plan, max_num_batched_tokens)
 
@@ -125,11 +124,13 @@ class Runner:
         model = self.model
         assert isinstance(model, VLM)
         logits = torch.empty(len(self._last), self.vocab_size, dtype=model.dtype, device=model.device)
-        shared = Shared(model, model.make_rope(), self._pages, self._last, logits, self._arrivals, plan)
+        recorder = self._recorder = Recorder()
+        shared = Shared(model, model.make_rope(), self._pages, self._last, logits, self._arrivals, plan, recorder)
         self._graphs = DecodeGraphs(shared)
         self._prompt_graphs = PromptGraphs(shared, max_num_batched_tokens)
         if model.spec.takes_pictures:
-            self._tower_graphs = TowerGraphs(model.encoder.tower, model.device)
+            tower = model.encoder.tower
+            tower.graphs = TowerGraphs(tower, model.device, recorder, plan.max_picture_patches)
 
     @torch.inference_mode()
     def rehearse_decode(self) -> None:
@@ -143,13 +144,11 @@ class Runner:
         self.num_eager_decodes = 0
         if self._graphs is None:
             return
-        started, pool = time.perf_counter(), torch.cuda.graph_pool_handle()
-        kinds = (self._prompt_graphs, self._tower_graphs, self._graphs)
-        num_graphs = sum(graphs.capture(pool) for graphs in kinds if graphs is not None)
-        if self._tower_graphs is not None:
-            self.model.encoder.tower.graphs = self._tower_graphs
+        started = time.perf_counter()
+        self._graphs.capture()
+        self._recorder.is_on = True
         torch.cuda.synchronize()
-        logger.info("captured %d graphs in %.1f s", num_graphs, time.perf_counter() - started)
+        logger.info("captured the graphs of decoding in %.1f s", time.perf_counter() - started)
 
     def count_late_kernel(self, name: str) -> None:
         """A kernel is compiled while requests wait: the warm-up has missed one."""

@@ -36,8 +36,9 @@ def likeliest(logits: Tensor, *, values_at_once: int = VALUES_AT_ONCE) -> tuple[
     """See reference.likeliest; logits [R, V], dense."""
     logits = logits.contiguous()
     num_rows, width = logits.shape
-    tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    values = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
+    # Zeros, because a rehearsal leaves kernels out, and what is no token must not be looked up as one.
+    made = torch.zeros(2, num_rows, dtype=torch.int64, device=logits.device)
+    tokens, values = made[0], made[1].view(torch.float32)[:num_rows]
     if num_rows:
         _likeliest[(num_rows,)](logits, tokens, values, width, AT_ONCE=values_at_once, num_warps=NUM_WARPS)
     return tokens, values
