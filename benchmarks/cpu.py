@@ -45,6 +45,7 @@ LLAMA = Arm("llama.cpp", "llama")
 USUAL = tuple(arm.name for arm in (*BIG, LLAMA) if arm.name != "fovea-float32")
 WORK = ("decode", "eight", "ttft", "text", "start", "server", "preprocess")
 MANY = ("eight", "text8")
+HEAD_BITS = 8.0  # at least, whatever the layers have
 STREAMS, PROMPT_TOKENS, PICTURE_PX = 8, 48, 560
 # How many times as fast as a peer Fovea wants to be, by what is done and who the peer is.
 WANTED: Mapping[tuple[str, str], float] = {
@@ -293,11 +294,12 @@ def _decode_share(rows: list[dict[str, Any]], model: Path, before: float, after:
     from fovea.families.registry import load_family
 
     limits = Limits(load_family(model, "fused").spec, Ceilings(1.0, 1.0), 2)
-    weights, shares = limits.layer_weights() + limits.head_weights(), {}
+    shares: dict[str, float] = {}
     bits = {arm.name: arm.bits for arm in BIG}
     for row in rows:
         if row["work"] == "decode" and row["unit"] == "s":
-            rate = weights * bits[row["arm"]] / 8 / row["least"]
+            layers, head = (max(least, bits[row["arm"]]) / 8 for least in (0.0, HEAD_BITS))
+            rate = (layers * limits.layer_weights() + head * limits.head_weights()) / row["median"]
             shares[row["arm"]] = rate / max(before, after)
             line = f"{rate / 1e9:10.3g} GB/s of weights, {shares[row['arm']]:.0%} of the bandwidth"
             print(f"decode     {row['arm']:42}{line}")
