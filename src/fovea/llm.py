@@ -17,7 +17,7 @@ from fovea.core.errors import BatchError, FoveaError, InvalidOptionError, Reques
 from fovea.core.log import logger, show_logs
 from fovea.core.params import SamplingParams
 from fovea.core.types import RequestOutput, TokenOutput
-from fovea.engine.build import build_engine, media_threads, plan_engine
+from fovea.engine.build import build_engine, media_threads, plan_engine, suited
 from fovea.families.registry import load_family
 from fovea.models.folder import find_model
 from fovea.pipeline.bridged import make_preparer
@@ -49,7 +49,7 @@ class LLM:
         show_logs()
         folder = find_model(self.config.model, self.config)
         tokenizer_folder = find_model(self.config.tokenizer, self.config) if self.config.tokenizer else folder
-        self.family = load_family(folder, self.config.model_impl)
+        self.family = suited(self.config, load_family(folder, self.config.model_impl))
         blueprint = plan_engine(self.config, self.family)
         # Tokenizer and template come before the weights: a mistake there shows in a second, not in a minute.
         self._preparer = make_preparer(

@@ -110,3 +110,11 @@ def test_the_command_line_starts_without_numpy_and_pillow() -> None:
 def test_importing_the_engine_leaves_transformers_out() -> None:
     """Models are Fovea's own; transformers is for tokenizers that have no tokenizer.json."""
     assert loaded_after("import fovea.llm", "transformers", "torchvision", "triton") == []
+
+
+def test_an_answer_needs_neither_torchs_compiler_nor_its_algebra() -> None:
+    """sympy alone takes half a second of a start, and comes in by harmless looking operations on meta tensors."""
+    slow = {"sympy", "torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes", "transformers"}
+    question = ["run", "-q", "--device", "cpu", "--max-tokens", "2", "What is that?"]
+    answered = loaded_after(f"from fovea.cli.main import main\nassert main({question}) == 0", *slow)
+    assert slow & set(answered) <= set(loaded_after("import torch", *slow))

@@ -305,3 +305,15 @@ def test_every_refusal_here_is_the_request_s_own(checkpoints: Checkpoints) -> No
         with pytest.raises(FoveaError) as caught:
             run(made, parse_prompt(prompt))
         assert caught.value.status == 400
+
+
+def test_a_pixel_cap_of_the_engine_s_device_is_kept_and_shares_what_is_loaded(checkpoints: Checkpoints) -> None:
+    made = preparer(checkpoints, "qwen2_vl")
+    capped = made.for_engine(500, pixel_cap=28 * 28 * 4)
+    assert capped.tokenizer is made.tokenizer
+    assert capped.for_engine(500).family is capped.family
+    assert made.for_engine(400, pixel_cap=28 * 28 * 4).family is capped.family
+    form = chat(made, part(data_url(png(300, 300))))
+    assert run(made, form).reports[0].num_tokens > 4
+    assert run(capped, form).reports[0].num_tokens <= 4
+    assert run(made.for_engine(500), form).reports[0].num_tokens == run(made, form).reports[0].num_tokens

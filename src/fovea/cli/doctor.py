@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fovea.cli.options import Parser, UsageError
@@ -21,31 +22,34 @@ Exit code 1 if a check fails. Nothing leaves this machine."""
 EXAMPLES = ("fovea doctor", "fovea doctor --json > report.json")
 
 
-def main(argv: Sequence[str]) -> int:
+NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
+
+
+def main(argv: Sequence[str], environment: Mapping[str, str] = NO_ENVIRONMENT) -> int:
     parser = Parser("doctor", description=DESCRIPTION, examples=EXAMPLES)
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of tables.")
     options, words = parser.parse(argv)
     if words:
         raise UsageError(f"fovea doctor takes no words, {words[0]!r} was given.")
     show_logs(logging.ERROR)
-    return _report_json() if options.json else _report_tables()
+    return _report_json(environment) if options.json else _report_tables(environment)
 
 
-def _report_json() -> int:
+def _report_json(environment: Mapping[str, str]) -> int:
     from fovea.cli.checks import run_checks
     from fovea.cli.facts import collect_facts
 
-    facts, checks = collect_facts(), list(run_checks())
+    facts, checks = collect_facts(environment), list(run_checks())
     listed = [{"name": check.name, "status": check.status, "detail": check.detail} for check in checks]
     print(json.dumps({"ok": not _failed(checks), "checks": listed, "facts": facts}, indent=2))
     return int(_failed(checks))
 
 
-def _report_tables() -> int:
+def _report_tables(environment: Mapping[str, str]) -> int:
     from fovea.cli.checks import run_checks
     from fovea.cli.facts import collect_facts
 
-    print(facts_table(collect_facts()), flush=True)
+    print(facts_table(collect_facts(environment)), flush=True)
     checks = []
     for check in run_checks():
         checks.append(check)

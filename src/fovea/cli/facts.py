@@ -6,12 +6,15 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fovea import __version__
 from fovea.core.config import GIB
+from fovea.core.machine import affinity_cores, core_limit, memory_limit, usable_cores
 
 PACKAGES = (
     "torch",
@@ -25,17 +28,21 @@ PACKAGES = (
     "pillow",
     "jinja2",
 )
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "bf16")
 
 Facts = dict[str, dict[str, Any]]
 
 
-def collect_facts() -> Facts:
+NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
+
+
+def collect_facts(environment: Mapping[str, str] = NO_ENVIRONMENT) -> Facts:
     """Sections of name and value, in the order they are shown."""
     return {
         "software": _software(),
         "packages": {name: package_version(name) or "not installed" for name in PACKAGES},
-        "cpu": _cpu(),
+        "cpu": _cpu(environment),
         "memory": _memory(),
         "cuda": _cuda(),
         "hub": _hub(),
@@ -57,36 +64,36 @@ def _software() -> dict[str, Any]:
     }
 
 
-def _cpu() -> dict[str, Any]:
+def _cpu(environment: Mapping[str, str]) -> dict[str, Any]:
     info = _read("/proc/cpuinfo")
     flags = set((_field(info, "flags") or _field(info, "Features")).split())
     known = [flag for flag in CPU_FLAGS if flag in flags]
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     fast_bf16 = bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
     return {
         "model": _field(info, "model name") or platform.processor() or platform.machine(),
-        "cores": f"{usable} usable of {os.cpu_count()}",
-        "container limit": _core_limit(),
+        "cores": f"{affinity_cores()} usable of {os.cpu_count()}",
+        "container limit": "none" if (limit := core_limit()) is None else f"{limit:g} cores",
+        "threads": _threads(environment),
         "instructions": " ".join(known) or "unknown",
         "bfloat16": "in hardware" if fast_bf16 else "emulated: float32 is usually faster here",
     }
 
 
-def _core_limit() -> str:
-    """Cores that this control group (v2) may use."""
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
-    if not quota.isdigit() or not period.isdigit():
-        return "none"
-    return f"{int(quota) / int(period):g} cores"
+def _threads(environment: Mapping[str, str]) -> str:
+    """How many an engine on this CPU computes with, and the variables that have a say in it."""
+    import torch
+
+    variables = [f"{name}={environment[name]}" for name in THREAD_VARIABLES if name in environment]
+    return ", ".join([f"{min(torch.get_num_threads(), usable_cores())} for an engine on this CPU", *variables])
 
 
 def _memory() -> dict[str, Any]:
     info = _read("/proc/meminfo")
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    limit = memory_limit()
     return {
         "total": _kib(_field(info, "MemTotal")),
         "available": _kib(_field(info, "MemAvailable")),
-        "container limit": f"{int(limit) / GIB:.1f} GiB" if limit.isdigit() else "none",
+        "container limit": "none" if limit is None else f"{limit / GIB:.1f} GiB",
     }
 
 

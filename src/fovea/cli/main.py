@@ -31,7 +31,7 @@ COMMANDS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-TAKE_VARIABLES = frozenset({"run", "serve"})
+TAKE_VARIABLES = frozenset({"doctor", "run", "serve"})
 
 HINTS: Mapping[str, str] = MappingProxyType(
     {

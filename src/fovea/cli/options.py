@@ -64,13 +64,20 @@ SERVER_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("dtype", "quantization", "device", "enforce_eager", "gpu_memory_utilization", "kv_cache_memory_bytes"),
             "max_num_seqs",
             *("max_num_batched_tokens", "max_num_batched_patches", "block_size", "enable_prefix_caching"),
-            *("encoder_cache_bytes", "media_threads", "resize_on_device", "overlap_scheduling", "prepare_workers"),
+            *(
+                "encoder_cache_bytes",
+                "cpu_threads",
+                "media_threads",
+                "resize_on_device",
+                "overlap_scheduling",
+                "prepare_workers",
+            ),
         ),
         "pictures": (
             *("limit_mm_per_prompt", "mm_processor_kwargs", "max_image_bytes", "max_image_pixels", "max_image_aspect"),
             *("max_video_bytes", "max_video_seconds", "max_video_frames", "max_video_pixels"),
             *("media_fetch_timeout_s", "allowed_media_domains", "allowed_media_networks", "allowed_local_media_path"),
-            "enable_mm_embeds",
+            *("cpu_max_pixels", "enable_mm_embeds"),
         ),
         "server": ("host", "port", "playground", "log_format", "log_level"),
         "limits": (

@@ -93,6 +93,12 @@ class EngineConfig:
     mm_processor_kwargs: Mapping[str, Any] = option(
         None, 'Image processor options, e.g. {"max_pixels": 401408} or {"num_crops": 16}.'
     )
+    cpu_max_pixels: int = option(
+        1_003_520,
+        "On a CPU, the most pixels a picture is shown with by models that take pictures of any size, unless "
+        "mm_processor_kwargs has max_pixels; 0: as many as the model takes.",
+        low=0,
+    )
     allowed_local_media_path: str = option("", "Folder below which file:// pictures may be read; empty: none.")
     allowed_media_domains: tuple[str, ...] | None = option(
         None, "Hosts that http and https pictures may be fetched from, matched exactly; default: any; empty: none."
@@ -113,7 +119,15 @@ class EngineConfig:
     max_video_pixels: int = option(
         2_000_000_000, "Most pixels of the frames that are shown, all of one video, as they are stored.", low=1
     )
-    media_threads: int = option(0, "Threads that decode and resize pictures; 0: one for each core, at most 8.", low=0)
+    cpu_threads: int = option(
+        0,
+        "Threads that compute on a CPU; 0: torch's own number (OMP_NUM_THREADS), but no more than the cores this "
+        "process may use, and one for a model of up to 30 million parameters if max_num_seqs is 1.",
+        low=0,
+    )
+    media_threads: int = option(
+        0, "Threads that decode and resize pictures; 0: one for each core this process may use, at most 8.", low=0
+    )
     resize_on_device: bool | None = option(
         None, "Resize pictures where the model runs, with the same result to the bit; default: on a GPU."
     )
@@ -143,6 +157,10 @@ class EngineConfig:
     def resizes_on(self, device: str) -> bool:
         """Whether an engine on this device ("cpu", "cuda:0") resizes pictures itself."""
         return device.startswith("cuda") if self.resize_on_device is None else self.resize_on_device
+
+    def pixel_cap(self, device: str) -> int:
+        """The most pixels of a picture on this device ("cpu", "cuda:0") where nobody says otherwise; 0: no cap."""
+        return self.cpu_max_pixels if device == "cpu" else 0
 
     def _check_limits(self) -> None:
         for kind, limit in self.limit_mm_per_prompt.items():

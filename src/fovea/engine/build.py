@@ -11,6 +11,7 @@ import torch
 from fovea.core.config import EngineConfig
 from fovea.core.errors import InvalidOptionError, ModelError
 from fovea.core.log import logger
+from fovea.core.machine import memory_limit, usable_cores
 from fovea.engine.blocks import BlockPool
 from fovea.engine.compatible import CompatibleRunner
 from fovea.engine.encoder_cache import EncoderCache
@@ -33,6 +34,7 @@ from fovea.models.weights import build_empty, check_checkpoint, checkpoint_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEDIA_THREADS_AT_MOST = 8
+ONE_THREAD_PARAMETERS = 30_000_000
 CPU_FLOAT32_SHARE = 0.4  # of free memory: larger models run in bfloat16 on a CPU
 
 
@@ -46,12 +48,28 @@ class Blueprint:
     memory: MemoryPlan
 
 
+def suited(config: EngineConfig, family: Family) -> Family:
+    """The family as it is on the device: on a CPU large pictures cost seconds each, see cpu_max_pixels."""
+    cap = config.pixel_cap(choose_device(config).type)
+    capped = family.with_pixel_cap(cap, config.mm_processor_kwargs) if cap else family
+    if capped is not family:
+        logger.info(
+            "on a CPU pictures are shown with at most %d pixels, of %d that the model takes; "
+            "cpu_max_pixels or mm_processor_kwargs change that",
+            capped.most_pixels({}),
+            family.most_pixels({}),
+        )
+    return capped
+
+
 def plan_engine(config: EngineConfig, family: Family) -> Blueprint:
     """Raises ModelError or ConfigError when the model cannot run here as asked."""
     device = choose_device(config)
     _check_quantization(config, family, device)
     machine = read_machine(device)
     num_parameters = count_parameters(family)
+    if device.type == "cpu":
+        set_cpu_threads(config, num_parameters)
     dtype = choose_dtype(config, family, device, num_parameters, machine)
     weights = num_parameters * dtype.itemsize
     if config.quantization is not None:
@@ -158,8 +176,22 @@ def _make_scheduler(
 
 
 def media_threads(config: EngineConfig) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return config.media_threads or min(MEDIA_THREADS_AT_MOST, cores)
+    return config.media_threads or min(MEDIA_THREADS_AT_MOST, usable_cores())
+
+
+def set_cpu_threads(config: EngineConfig, num_parameters: int) -> None:
+    """torch's threads, before it starts any: see cpu_threads. Only for an engine on a CPU, and never more by default.
+
+    torch counts the cores it may be put on; it knows no container's limit. A small model that answers one request at a
+    time gets one thread: its products take microseconds, and with two each of them waits for both cores, which on a
+    busy machine made answers ten to a hundred times as slow.
+    """
+    now = torch.get_num_threads()
+    is_small = config.max_num_seqs == 1 and num_parameters <= ONE_THREAD_PARAMETERS
+    wanted = config.cpu_threads or min(now, 1 if is_small else usable_cores())
+    if wanted != now:
+        logger.info("torch's threads: %d, of %d that it would have taken", wanted, now)
+        torch.set_num_threads(wanted)
 
 
 def choose_device(config: EngineConfig) -> torch.device:
@@ -209,7 +241,7 @@ def read_machine(device: torch.device) -> Machine:
         free_bytes, total_bytes = torch.cuda.mem_get_info(device)
         return Machine("cuda", total_bytes, free_bytes)
     total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [total_bytes, _available_bytes(total_bytes), _container_limit_bytes(total_bytes)]
+    limits = [total_bytes, _available_bytes(total_bytes), memory_limit() or total_bytes]
     return Machine("cpu", total_bytes, min(limits))
 
 
@@ -222,11 +254,3 @@ def _available_bytes(default: int) -> int:
     except (OSError, ValueError, IndexError):
         return default
     return default
-
-
-def _container_limit_bytes(default: int) -> int:
-    """The memory limit of this control group (v2), if there is one."""
-    try:
-        return int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return default

@@ -137,6 +137,14 @@ class Family(ABC):
         """`plan_image` for a picture with a budget: its canvas has at most `budget.max_pixels`."""
         return self.plan_image(width_px, height_px, self.budgeted(options, budget))
 
+    def with_pixel_cap(self, most: int, options: Mapping[str, Any]) -> Family:
+        """This family with `most` pixels as its own most for a picture, or as near as it gets.
+
+        Itself if `options` say how large pictures are, if it shows none that are larger, or if its pictures cost what
+        tiles of a fixed size do.
+        """
+        return self
+
     def for_pictures(self, options: Mapping[str, Any], count: int) -> dict[str, Any]:
         """The options for each of `count` pictures of one prompt."""
         return dict(options)

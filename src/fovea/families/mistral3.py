@@ -6,6 +6,7 @@ as a LLaVA with that tower, where every patch is a token; Mistral 3 merges 2 x 2
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from fovea.core.errors import InvalidOptionError, MediaLimitError
 from fovea.core.types import ImagePlan, PixelBudget
 from fovea.families.backbones import text_backbone
-from fovea.families.base import CLIP_MEAN, CLIP_STD
+from fovea.families.base import CLIP_MEAN, CLIP_STD, Family
 from fovea.families.config_reader import Section
 from fovea.families.llava import Llava
 from fovea.families.parts import given_grid, joined, largest_fitting, resized_plan, same_names, tied_unless_published
@@ -102,6 +103,7 @@ class Mistral3(Llava):
         size = said.section("size")
         size.only("longest_edge")
         self.longest_edge = size.count("longest_edge", DEFAULT_LONGEST_EDGE)
+        self.pixel_cap: int | None = None
 
     @property
     def _cell_px(self) -> int:
@@ -118,6 +120,14 @@ class Mistral3(Llava):
         if checked.get("max_pixels", least) < least:
             raise InvalidOptionError(f"max_pixels is {checked['max_pixels']}; permitted: {least} or more.")
         return checked
+
+    def with_pixel_cap(self, most: int, options: Mapping[str, Any]) -> Family:
+        most = max(most, self._cell_px**2)
+        if {"max_pixels", "longest_edge"} & set(options) or self.most_pixels({}) <= most:
+            return self
+        capped = copy.copy(self)
+        capped.pixel_cap = most
+        return capped
 
     def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:
         """Shrunk until its longer side is `longest_edge`, then each side enlarged to a multiple of the merged patch.
@@ -136,7 +146,7 @@ class Mistral3(Llava):
                 code="above_max_value",
             )
         width, height = (-(-side // cell) * cell for side in (width, height))
-        most = options.get("max_pixels", width * height)
+        most = options.get("max_pixels", self.pixel_cap or width * height)
         if width * height > most:
             width, height = largest_fitting(width_px, height_px, cell, most)
         return resized_plan(width, height, self.spec.tower.patch_px, self.spec.projector.merge)
@@ -157,7 +167,7 @@ class Mistral3(Llava):
 
     def most_pixels(self, options: Mapping[str, Any]) -> int:
         side = self._cells(options) * self._cell_px
-        return min(side**2, int(options.get("max_pixels", side**2)))
+        return min(side**2, int(options.get("max_pixels", self.pixel_cap or side**2)))
 
     def budgeted(self, options: Mapping[str, Any], budget: PixelBudget | None) -> dict[str, Any]:
         if budget is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -165,6 +166,15 @@ class Qwen2VL(Family):
                 f"min_pixels is {low} and max_pixels {high}; permitted: min_pixels <= max_pixels, max_pixels >= {cell}."
             )
         return checked
+
+    def with_pixel_cap(self, most: int, options: Mapping[str, Any]) -> Family:
+        most = max(most, self._cell_px**2, options.get("min_pixels", self.min_pixels))
+        if "max_pixels" in options or self.max_pixels <= most:
+            return self
+        capped = copy.copy(self)
+        capped.max_pixels = most
+        capped.video_max_pixels = max(self.video_min_pixels, min(self.video_max_pixels, most))
+        return capped
 
     def plan_image(self, width_px: int, height_px: int, options: Mapping[str, Any]) -> ImagePlan:
         """`smart_resize` of the published processor: multiples of the merged patch within the pixel range."""

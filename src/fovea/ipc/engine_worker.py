@@ -19,7 +19,7 @@ from fovea.core.config import EngineConfig
 from fovea.core.errors import FoveaError, RequestFailedError
 from fovea.core.log import logger
 from fovea.core.types import TokenOutput
-from fovea.engine.build import build_engine, plan_engine
+from fovea.engine.build import build_engine, plan_engine, suited
 from fovea.engine.failures import EngineBrokenError
 from fovea.engine.loop import Engine
 from fovea.families.base import Family
@@ -117,7 +117,7 @@ class EngineLoop:
 def load(setup: Setup) -> tuple[Engine, Family]:
     config = EngineConfig.from_options(setup.options)
     folder = find_model(config.model, config)
-    family = load_family(folder, config.model_impl)
+    family = suited(config, load_family(folder, config.model_impl))
     engine = build_engine(plan_engine(config, family), config, family, folder, use_tqdm=setup.show_progress)
     faults.install(engine, setup.faults)
     return engine, family

@@ -179,6 +179,7 @@ class Task(Message, frozen=True):
     fetched: list[FetchedWire] = []
     count: bool = False
     resize_on_device: bool = False
+    pixel_cap: int = 0  # see Family.with_pixel_cap; 0: none
 
 
 class Done(Message, frozen=True):

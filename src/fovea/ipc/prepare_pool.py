@@ -21,6 +21,7 @@ import msgspec
 
 from fovea.core.errors import FoveaError, MediaDecodeError, RequestFailedError, UnavailableError
 from fovea.core.log import logger, wants_json
+from fovea.core.machine import usable_cores
 from fovea.core.server_config import ServerConfig
 from fovea.ipc.channel import AsyncChannel, ChannelClosedError, Frame, socket_pair
 from fovea.ipc.messages import (
@@ -70,7 +71,7 @@ class PreparePool:
         self.on_replaced: Callable[[], None] = lambda: None
         self._config = config
         self._faults = dict(faults or {})
-        self._num_workers = config.prepare_workers or min(MAX_WORKERS, num_cores())
+        self._num_workers = config.prepare_workers or min(MAX_WORKERS, usable_cores())
         self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
         self._workers: set[_Worker] = set()
         self._zygote: subprocess.Popen[bytes] | None = None
@@ -328,7 +329,3 @@ class _Worker:
             self._waiter.set_result(frame)
         elif frame is not None and frame.blob is not None:
             os.close(frame.blob)
-
-
-def num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -73,7 +73,9 @@ class Worker:
     def answer(self, task: Task, blob: memoryview | None) -> tuple[Message, int | None]:
         """The reply and its blob."""
         try:
-            preparer = self.preparer.for_engine(task.max_model_len, resize_on_device=task.resize_on_device)
+            preparer = self.preparer.for_engine(
+                task.max_model_len, resize_on_device=task.resize_on_device, pixel_cap=task.pixel_cap
+            )
             return self._prepare(preparer, task, blob)
         except FoveaError as error:
             return _refused(error)

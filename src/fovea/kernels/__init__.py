@@ -259,9 +259,7 @@ def paged_attention(
 @cache
 def _tell_of_plain_attention() -> None:
     """Once in a process."""
-    logger.warning(
-        "no kernel has this model's attention (a rule, open spans or tiny heads): it runs in plain torch"
-    )
+    logger.warning("no kernel has this model's attention (a rule, open spans or tiny heads): it runs in plain torch")
 
 
 def segment_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:

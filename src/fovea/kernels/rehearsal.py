@@ -6,12 +6,13 @@ threads (most of it happens outside of the interpreter's lock). Compiled kernels
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import triton
+
+from fovea.core.machine import usable_cores
 
 MOST_THREADS = 16
 
@@ -31,7 +32,7 @@ def compile_kernels(rehearse: Callable[[], object]) -> int:
         rehearse()
     finally:
         triton.knobs.runtime.jit_cache_hook = before
-    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(MOST_THREADS, usable_cores())) as pool:
         for compiled in [pool.submit(kernel.preload, how) for kernel, how in wanted.values()]:
             compiled.result()
     return len(wanted)

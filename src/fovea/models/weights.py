@@ -42,11 +42,12 @@ def build_empty(
         if isinstance(module, Experts):
             module.keep_exact()
     later = set() if quantization is None else {linear for _, _, _, linear in quantised_layers(model)}
+    # Not nn.Module.to_empty: of a meta tensor torch 2.14 imports sympy for that, half a second of every start.
     for module in model.modules():
-        if module not in later:
-            module.to_empty(device=device, recurse=False)
-        elif module.bias is not None:
-            module.bias = nn.Parameter(torch.empty_like(module.bias, device=device))
+        for name, meta in list(module.named_parameters(recurse=False)):
+            if module not in later or name == "bias":
+                memory = torch.empty(meta.shape, dtype=meta.dtype, device=device)
+                setattr(module, name, nn.Parameter(memory, requires_grad=False))
     return model.requires_grad_(False).eval()
 
 

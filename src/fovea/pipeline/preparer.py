@@ -95,14 +95,27 @@ class Preparer:
         self._resize_on_device = resize_on_device
         self._options = family.check_options(config.mm_processor_kwargs)
         self._pictures = Pictures(config, family, num_threads)
+        self._num_threads = num_threads
+        self._capped: dict[int, Preparer] = {}
         self._end_ids = family.stop_tokens() | self._end_ids_by_text()
         placeholder_token(family, self.tokenizer)
 
-    def for_engine(self, max_model_len: int, *, resize_on_device: bool = False) -> Preparer:
+    def for_engine(self, max_model_len: int, *, resize_on_device: bool = False, pixel_cap: int = 0) -> Preparer:
         """The same for what an engine turned out to be, sharing all that takes long to load."""
-        other = copy.copy(self)
+        if pixel_cap and pixel_cap not in self._capped:
+            self._capped[pixel_cap] = self._with_pixel_cap(pixel_cap)
+        other = copy.copy(self._capped.get(pixel_cap, self))
         other._max_model_len = max_model_len
         other._resize_on_device = resize_on_device
+        return other
+
+    def _with_pixel_cap(self, most: int) -> Preparer:
+        family = self.family.with_pixel_cap(most, self._config.mm_processor_kwargs)
+        if family is self.family:
+            return self
+        other = copy.copy(self)
+        other.family = family
+        other._pictures = Pictures(self._config, family, self._num_threads)
         return other
 
     def prepare(

@@ -85,6 +85,10 @@ class Service:
         return self._engine.facts is not None and self.config.resizes_on(self._engine.facts.device)
 
     @property
+    def _pixel_cap(self) -> int:
+        return self.config.pixel_cap(self._engine.facts.device) if self._engine.facts is not None else 0
+
+    @property
     def status(self) -> ServiceStatus:
         if self._admission.draining:
             return "draining"
@@ -264,6 +268,7 @@ class Service:
             fetched=places,
             count=count,
             resize_on_device=self._resizes_on_device,
+            pixel_cap=self._pixel_cap,
         )
 
     def _stop(self, request_id: str, index: int) -> EngineTimings | None:
