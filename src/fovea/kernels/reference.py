@@ -76,9 +76,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned = 2 * cos.shape[-1]
     if turned < x.shape[-1]:
         return torch.cat((rotate(x[..., :turned], cos, sin), x[..., turned:]), dim=-1)
-    low, high = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+    wide, cos, sin = x.float(), cos[:, None], sin[:, None]
+    made = torch.empty_like(wide)
+    (low, high), (low_made, high_made) = wide.chunk(2, dim=-1), made.chunk(2, dim=-1)
+    torch.mul(low, cos, out=low_made).addcmul_(high, sin, value=-1)
+    torch.mul(high, cos, out=high_made).addcmul_(low, sin)
+    return made.to(x.dtype)
 
 
 def rotate_qk(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -89,7 +92,8 @@ def rotate_qk(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x) (arXiv:1606.08415 section 2)."""
-    return x * torch.sigmoid(QUICK_GELU_SLOPE * x)
+    gate = x * QUICK_GELU_SLOPE
+    return gate.sigmoid_().mul_(x)
 
 
 def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
