@@ -62,10 +62,16 @@ WANTED: Mapping[tuple[str, str], float] = {
 Samples = dict[str, list[float]]
 
 
+def _arguments(args: argparse.Namespace) -> dict[str, str]:
+    """What decides the figures; of places, their last names."""
+    given = {k: v for k, v in vars(args).items() if k not in ("folder", "log", "no_file", "commit")}
+    return {k: v.name if isinstance(v, Path) else str(v) for k, v in given.items()}
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     skipped: dict[str, str] = {}
-    content: dict[str, Any] = {"arguments": {k: str(v) for k, v in vars(args).items()}, "skipped": skipped}
+    content: dict[str, Any] = {"arguments": _arguments(args), "skipped": skipped}
     with tempfile.TemporaryDirectory() as folder, Path(args.log or f"{folder}/log").open("wb") as log:
         tools = Running("tools", args.threads, log)
         rows: list[dict[str, Any]] = []
