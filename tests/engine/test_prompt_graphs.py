@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from fovea.engine.prompt_graphs import PromptGraphs, _Inputs
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from fovea.families.registry import load_family
+from fovea.families.spec import MoeSpec
+from fovea.models.moe import FEW_TOKENS
 from fovea.models.vlm import VLM
 from tests.parity.support import Checkpoints
 
@@ -142,6 +145,14 @@ def test_without_memory_for_a_graph_steps_run_without_and_no_more_are_tried(grap
     assert not any(graphs.fits(STEP) for _ in range(3))
     recorder.has_memory = True
     assert not any(graphs.fits(STEP) for _ in range(3))
+
+
+def test_experts_that_are_chosen_on_the_host_are_in_no_graph(graphs: PromptGraphs) -> None:
+    shared = graphs._shared
+    moe = MoeSpec(layers=(0,), num_experts=4, top_k=2, width=8)
+    decoder = dataclasses.replace(shared.model.spec.decoder, moe=moe)
+    shared.model.spec = dataclasses.replace(shared.model.spec, decoder=decoder)
+    assert max(size.tokens for size in PromptGraphs(shared, 8192)._sizes) == FEW_TOKENS
 
 
 def test_steps_that_need_more_than_the_last_tokens_or_are_too_many_run_without(graphs: PromptGraphs) -> None:

@@ -85,7 +85,7 @@ class Recorder:
     ) -> Recorded | None:
         """The graph of a size, made when it is asked for the second time; None at the first (and then in `graphs`).
 
-        Where memory does not suffice for one more, no others are made.
+        Where one cannot be made, for want of memory say, no others are tried.
         """
         if size not in graphs and self.is_on:
             graphs[size] = None
@@ -93,9 +93,9 @@ class Recorder:
             try:
                 rehearse()
                 graphs[size] = self.record(body)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:  # no memory, or the model waits for the device somewhere
                 self.is_on = False
-                logger.warning("no memory for one more CUDA graph: steps of new sizes run without")
+                logger.warning("no further CUDA graphs, steps of new sizes run without: %s", str(error)[:200])
         return graphs.get(size)
 
 

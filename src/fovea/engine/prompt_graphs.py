@@ -20,6 +20,7 @@ from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.graphs import Recorded, Shared, fill_in
 from fovea.engine.scheduler import Chunk
 from fovea.kernels.batch import AttentionBatch
+from fovea.models.moe import FEW_TOKENS
 
 TOKENS = (16, 32, 64, 128, 192, 256, 384, *range(512, 8193, 128))
 FEW_SEQUENCES = 64  # the kernel finds its tiles among so many at once
@@ -62,16 +63,17 @@ class _Inputs:
 class PromptGraphs:
     def __init__(self, shared: Shared, max_tokens: int) -> None:
         self._shared = shared
-        most = len(shared.last)
+        spec, most = shared.model.spec, len(shared.last)
+        if spec.decoder.moe is not None:  # with more rows experts are chosen on the host
+            max_tokens = min(max_tokens, FEW_TOKENS)
         tokens = [count for count in TOKENS if count <= max_tokens]
         few = min(FEW_SEQUENCES, most)
         self._sizes = [_Size(count, room) for count in tokens for room in dict.fromkeys((few, most))]
-        self._rows = 1 if shared.model.spec.decoder.rope.sections is None else 3
+        self._rows = 1 if spec.decoder.rope.sections is None else 3
         self._blocks = -(-shared.plan.max_model_len // shared.plan.block_size)
         device, largest = shared.model.device, self._sizes[-1]
         room = (3 + self._rows) * largest.tokens + (4 + self._blocks) * most + 10 * ALIGNED
         self._flat = torch.zeros(room, dtype=torch.int64, device=device)
-        spec = shared.model.spec
         self._x = torch.zeros(largest.tokens, spec.decoder.hidden_size, dtype=shared.model.dtype, device=device)
         self._has_levels = spec.projector.deepstack > 0
         self._graphs: dict[_Size, Recorded | None] = {}  # None: wanted once
