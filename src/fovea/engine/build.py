@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,9 +201,12 @@ def _want_huge_pages() -> None:
     """Memory of tensors on a CPU in pages of 2 MiB, where Linux gives them to those who ask.
 
     A tower makes hundreds of megabytes anew with every layer; in small pages a tenth of its time goes into receiving
-    them. torch reads this before its first tensor; who has set it, or made tensors before, keeps what there is.
+    them. torch asks the C library for this before its first tensor; who has set it, or made tensors before, keeps what
+    there is.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    setenv = getattr(ctypes.CDLL(None), "setenv", None)
+    if setenv is not None:
+        setenv(b"THP_MEM_ALLOC_ENABLE", b"1", 0)
 
 
 def choose_device(config: EngineConfig) -> torch.device:
