@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     before, after = (content[f"bandwidth_{when}"] / 1e9 for when in ("before", "after"))
     print(f"memory read at {before:.1f} GB/s before, {after:.1f} after")
     if not args.no_file:
-        name = f"qwen2-vl-2b-x{args.scale:g}"
+        name = f"qwen2-vl-2b-x{args.scale:g}" if big else "-".join(args.work)
         print(write_results("cpu", name, "cpu", {**content, "rows": rows}, commit=args.commit))
     return 0
 
