@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,16 +19,19 @@ from fovea.core.types import CompletionOutput
 from fovea.llm import LLM
 from fovea.pipeline.collector import Collector
 from fovea.prompt.forms import parse_prompt
+from tests.gpu.small import questions
 from tests.oracle.checkpoints import CASES
 from tests.parity.support import (
     FAMILIES,
     GREEDY,
+    MIB,
     VARIANTS,
     Checkpoints,
     Engines,
     answer,
     ask_all,
     check_idle,
+    load,
     num_decided,
     question,
     run_together,
@@ -54,6 +58,23 @@ def test_tokens_are_the_references_either_way(
         outputs = ask_all(llm, [question(case) for case in batch])
         wanted = [answer(checkpoints.folder(variant), case).greedy for case in batch]
         assert [tokens(output) for output in outputs] == wanted
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen2_5_vl", "phi3_v"])
+def test_graphs_of_prompts_and_towers_change_no_answer(small: Callable[[str], Path], family: str) -> None:
+    """The same questions again and again, together and alone: graphs are made when a size comes again."""
+    asked = [prompt for prompt, _ in questions(family)]
+    params = dataclasses.replace(GREEDY, max_tokens=24)
+    options: dict[str, Any] = {"dtype": "float32", "kv_cache_memory_bytes": 256 * MIB, "max_model_len": 4096}
+    answers = {}
+    for eager in (False, True):
+        with load(small(family), device="cuda", enforce_eager=eager, enable_prefix_caching=False, **options) as llm:
+            runs = [[tokens(output) for output in ask_all(llm, asked, params)] for _ in range(3)]
+            runs += [[tokens(ask_all(llm, [prompt], params)[0]) for prompt in asked] for _ in range(2)]
+            counters = llm.engine.counters()
+        assert (counters["num_prompt_graph_steps"] > 0) is not eager
+        answers[eager] = runs
+    assert answers[False] == answers[True]
 
 
 def test_decode_steps_come_from_graphs_unless_told_otherwise(engines: Engines) -> None:

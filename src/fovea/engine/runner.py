@@ -141,7 +141,6 @@ class Runner:
     @torch.inference_mode()
     def capture_graphs(self) -> None:
         """Until then every step is eager."""
-        self.num_eager_decodes = 0
         if self._graphs is None:
             return
         started = time.perf_counter()
@@ -149,6 +148,10 @@ class Runner:
         self._recorder.is_on = True
         torch.cuda.synchronize()
         logger.info("captured the graphs of decoding in %.1f s", time.perf_counter() - started)
+
+    def forget_counts(self) -> None:
+        """What was run to warm up is nobody's."""
+        self.num_graph_steps = self.num_prompt_graph_steps = self.num_eager_steps = self.num_eager_decodes = 0
 
     def count_late_kernel(self, name: str) -> None:
         """A kernel is compiled while requests wait: the warm-up has missed one."""

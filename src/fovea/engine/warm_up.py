@@ -35,6 +35,7 @@ def warm_up(engine: Engine, runner: Runner, family: Family, config: EngineConfig
     logger.info("compiled %d kernels in %.1f s", num_kernels, time.perf_counter() - started)
     runner.capture_graphs()
     _run(engine, request)
+    runner.forget_counts()
     ops.on_compile(runner.count_late_kernel)
     logger.info("warmed up in %.1f s", time.perf_counter() - started)
 
