@@ -144,8 +144,8 @@ def test_everything_can_be_done_with_the_keyboard(playground: Playground) -> Non
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("shapes are there?")
     assert page.input_value("#text") == "How many\nshapes are there?"
-    tab_to(playground, "Picture")
-    with page.expect_file_chooser() as chooser:
+    with page.expect_file_chooser() as chooser:  # before the tabs: the browser takes a while to hand choosers over
+        tab_to(playground, "Picture")
         page.keyboard.press("Enter")
     chooser.value.set_files(SHAPES)
     playground.tray.locator(".tokens").wait_for()
