@@ -17,7 +17,7 @@ from benchmarks.kernels.shapes import ELEMENT_BYTES, Shapes, linear, noise
 from fovea.kernels import elementwise, norms, packed_attention, pixels, pixels_reference, reference
 from fovea.kernels.attention_tiles import Tile
 from fovea.kernels.batch import Segments, segment_tiles
-from fovea.kernels.resample_table import resample_table
+from fovea.native.resample_table import resample_table
 
 PATCHES = 8192
 PICTURE = (1024, 768)

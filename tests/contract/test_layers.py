@@ -13,11 +13,12 @@ from tests.contract.source import Module, imports, modules
 # What each package may import from Fovea, beside itself. TYPE_CHECKING and imports inside functions count too.
 ALLOWED: Mapping[str, frozenset[str]] = {
     "core": frozenset(),
-    "media": frozenset({"core"}),
+    "native": frozenset({"core"}),
+    "media": frozenset({"core", "native"}),
     "families": frozenset({"core"}),
-    "kernels": frozenset({"core"}),
+    "kernels": frozenset({"core", "native"}),
     "prompt": frozenset({"core", "families", "media"}),
-    "models": frozenset({"core", "families", "kernels"}),
+    "models": frozenset({"core", "families", "kernels", "native"}),
     "engine": frozenset({"core", "families", "kernels", "models"}),
     "pipeline": frozenset({"core", "families", "media", "prompt"}),
     "llm": frozenset({"core", "engine", "families", "models", "pipeline", "prompt"}),
@@ -32,7 +33,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 LLM_MAY_IMPORT_OF_MODELS = "fovea.models.folder"
 
 # Third parties that a package must not know.
-WITHOUT_TORCH = ("core", "media", "families", "prompt", "pipeline", "server")
+WITHOUT_TORCH = ("core", "native", "media", "families", "prompt", "pipeline", "server")
 
 
 def target(name: str) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fovea.core.types import Resample
 from fovea.kernels import pixels, pixels_reference
-from fovea.kernels.resample_table import resample_table
+from fovea.native.resample_table import resample_table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS, MOST_PX = (200, 2000) if torch.cuda.is_available() else (6, 30)  # the interpreter is slow

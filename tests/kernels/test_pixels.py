@@ -16,7 +16,7 @@ from PIL import Image
 
 from fovea.core.types import ImagePlan, Resample
 from fovea.kernels import cut_patches, resample
-from fovea.kernels.resample_table import PRECISION_BITS, plan_passes, resample_table
+from fovea.native.resample_table import PRECISION_BITS, plan_passes, resample_table
 
 FILTERS: dict[Resample, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,

@@ -67,6 +67,7 @@ SERVER_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *(
                 "encoder_cache_bytes",
                 "cpu_threads",
+                "cpu_kernels",
                 "media_threads",
                 "resize_on_device",
                 "overlap_scheduling",

@@ -125,6 +125,9 @@ class EngineConfig:
         "process may use, and one for a model of up to 30 million parameters if max_num_seqs is 1.",
         low=0,
     )
+    cpu_kernels: bool = option(
+        True, "On a CPU: kernels in C, which the system's compiler makes once; off or without one: plain torch."
+    )
     media_threads: int = option(
         0, "Threads that decode and resize pictures; 0: one for each core this process may use, at most 8.", low=0
     )

@@ -15,6 +15,7 @@ from fovea.core.types import ROW
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.scheduler import Chunk
 from fovea.kernels.batch import AttentionBatch, LastTokens
+from fovea.kernels.cpu.library import Crew
 from fovea.models.decoder import Rotary
 
 ALIGNED = 16  # numbers of 8 bytes
@@ -36,10 +37,11 @@ def build_batch(
     *,
     idle_block: int = 0,
     arrivals: Tensor | None = None,
+    crew: Crew | None = None,
 ) -> ForwardBatch:
     """`chunks` in the order of the plan: those of one token first. `idle_block` pads block tables.
 
-    `arrivals`: see AttentionBatch.
+    `arrivals`, `crew`: see AttentionBatch.
     """
     arrays = StepArrays.of(chunks, block_size, idle_block)
     only_last = len(arrays.token_ids) > len(chunks) and not any(scores_prompt(chunk) for chunk in chunks)
@@ -65,6 +67,7 @@ def build_batch(
         arrivals=arrivals,
         positions=positions,
         open_spans=_open_spans(chunks),
+        crew=crew,
     )
     last = None
     if only_last:

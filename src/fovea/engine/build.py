@@ -24,11 +24,12 @@ from fovea.engine.warm_up import warm_up
 from fovea.families.base import Family
 from fovea.families.bridged import Bridged
 from fovea.kernels.batch import SMALLEST_HEAD
+from fovea.kernels.cpu.library import Crew, make_crew
 from fovea.models.bridged import BridgedModel, load_module
 from fovea.models.bridged import count_parameters as count_bridged
 from fovea.models.folder import check_format
 from fovea.models.generic import GenericModel
-from fovea.models.packed import pack_linears
+from fovea.models.packed import pack_linears, use_kernels
 from fovea.models.quantized import Staged, weights_bytes
 from fovea.models.vlm import VLM
 from fovea.models.weights import build_empty, check_checkpoint, checkpoint_files, fill_dummy, load_weights
@@ -113,6 +114,9 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
         fill_dummy(model, config.seed, staged)
     else:
         load_weights(model, folder, family.weight_map(), use_tqdm=use_tqdm, staged=staged)
+    crew = _crew(blueprint, config)
+    if crew is not None:
+        use_kernels(model, crew)
     if blueprint.device.type == "cpu":
         pack_linears(model, dtype)
     encoder_cache: EncoderCache[torch.Tensor] = EncoderCache(plan.encoder_cache_bytes)
@@ -127,6 +131,7 @@ def build_engine(blueprint: Blueprint, config: EngineConfig, family: Family, fol
         max_num_seqs=config.max_num_seqs,
         use_graphs=use_graphs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        crew=crew,
     )
     overlap = config.overlap_scheduling
     if overlap is None:
@@ -151,12 +156,19 @@ def _build_bridged(blueprint: Blueprint, config: EngineConfig, family: Bridged, 
         model = GenericModel(module, family.spec, family.image_token_id)
         if blueprint.device.type == "cpu":
             pack_linears(module.get_decoder(), blueprint.dtype)
-        runner = Runner(model, plan, cache, max_num_seqs=config.max_num_seqs, use_graphs=False)
+        crew = _crew(blueprint, config)
+        runner = Runner(model, plan, cache, max_num_seqs=config.max_num_seqs, use_graphs=False, crew=crew)
     else:
         runner = CompatibleRunner(BridgedModel(module, family.spec), plan)
     enable_caching = config.enable_prefix_caching and is_generic
     scheduler = _make_scheduler(blueprint, config, family, cache, enable_caching=enable_caching)
     return Engine(runner, scheduler, cache, plan, config.seed)
+
+
+def _crew(blueprint: Blueprint, config: EngineConfig) -> Crew | None:
+    """Who runs the kernels of a CPU."""
+    wanted = blueprint.device.type == "cpu" and config.cpu_kernels
+    return make_crew(torch.get_num_threads()) if wanted else None
 
 
 def _make_scheduler(

@@ -24,6 +24,7 @@ from fovea.engine.sampler import NOT_FINITE, Sampled, SamplingRow, choose, is_pl
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from fovea.engine.tower_graphs import TowerGraphs
+from fovea.kernels.cpu.library import Crew
 from fovea.models.decoder import KVPages
 from fovea.models.generic import GenericModel
 from fovea.models.vlm import VLM
@@ -95,6 +96,7 @@ class Runner:
         max_num_seqs: int,
         use_graphs: bool,
         max_num_batched_tokens: int = 0,
+        crew: Crew | None = None,
     ) -> None:
         self.model: Any = model
         self.num_graph_steps = self.num_prompt_graph_steps = self.num_eager_steps = 0
@@ -105,6 +107,7 @@ class Runner:
             model.patches_at_once = plan.max_picture_patches
         self.vocab_size = model.spec.decoder.vocab_size
         self._block_size = plan.block_size
+        self._crew = crew
         self._idle_block = plan.num_blocks  # nobody's: no sequence writes there
         self._unchecked: list[tuple[bytes, Tensor]] = []  # pictures encoded since the last forward; are they finite?
         self._rope = model.make_rope()
@@ -261,7 +264,10 @@ class Runner:
         self.num_eager_steps += 1
         decoder, device = self.model.decoder, self.model.device
         batch = build_batch(
-            chunks, self._rope, self._block_size, device, idle_block=self._idle_block, arrivals=self._arrivals
+            *(chunks, self._rope, self._block_size, device),
+            idle_block=self._idle_block,
+            arrivals=self._arrivals,
+            crew=self._crew,
         )
         x = decoder.embed(fill_in(batch.token_ids, self._last))
         deepstack = insert_embeddings(x, chunks, self._encoder_cache)

@@ -1,14 +1,13 @@
 """The operations of the decoder, each in plain torch (`reference`) and, for CUDA, as a Triton kernel that equals it.
 
 A tensor's device decides which one runs. Triton is imported when the first CUDA tensor arrives, so machines without it
-never need it.
+never need it. On a CPU, `cpu` has kernels in C for steps that decode; layers and batches carry them, or don't.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,10 @@ from torch import Tensor, nn
 
 from fovea.core.log import logger
 from fovea.kernels import pixels_reference, reference
-from fovea.kernels.batch import PLAIN, SMALLEST_HEAD, AttentionBatch, AttentionRule, Segments
+from fovea.kernels.batch import PLAIN, SMALLEST_HEAD, AttentionBatch, AttentionRule, Norm, Segments
+from fovea.kernels.cpu.segments import attends
+from fovea.kernels.cpu.segments import segment_attention as native_segments
+from fovea.kernels.cpu.weight import NativeWeight
 
 __all__ = [
     "FEW_ROWS",
@@ -45,16 +47,6 @@ __all__ = [
 ]
 
 FEW_ROWS = 4  # up to here linear layers on CUDA are bound by reading weights, and our kernels read them faster
-
-
-class Norm(Protocol):
-    """An RMSNorm: its call is rms_norm with its weight and eps."""
-
-    @property
-    def weight(self) -> Tensor: ...
-    @property
-    def eps(self) -> float: ...
-    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -101,6 +93,8 @@ def norm_qkv(
 
         weight, bias = _parameters(linear)
         return fused(x, norm.weight, norm.eps, weight, bias, num_heads, k_cache, v_cache, batch)
+    if (native := _native(linear, x)) is not None and native.turns(x):
+        return native.norm_qkv(x, norm, num_heads, k_cache, v_cache, batch, head_norms)
     return project_qkv(norm(x), linear, num_heads, k_cache, v_cache, batch, head_norms)
 
 
@@ -127,11 +121,13 @@ def norm_gate_up(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
         from fovea.kernels.few_rows import norm_gate_up as fused
 
         return fused(x, norm.weight, norm.eps, _parameters(linear)[0])
+    if (native := _native(linear, x)) is not None and native.has_halves:
+        return native.norm_gate_up(x, norm)
     return silu_mul(linear(norm(x)))
 
 
 def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
-    """See reference.linear_add. On CUDA the sum takes the place of the residual."""
+    """See reference.linear_add. The sum may take the place of the residual."""
     if _is_few_rows(x):
         from fovea.kernels.few_rows import linear as fused
 
@@ -140,13 +136,16 @@ def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
         weight, bias = _parameters(linear)
         summed = residual.addmm_(x, weight.t())
         return summed if bias is None else summed.add_(bias)
+    if (native := _native(linear, x)) is not None:
+        return native.add_to(residual, x)
     return reference.linear_add(x, linear, residual)
 
 
 def logits(x: Tensor, head: nn.Module | Tensor, into: Tensor | None = None) -> Tensor:
     """See reference.logits. `into` [rows, V]: memory that may hold them, on CUDA."""
     if not x.is_cuda:
-        return reference.logits(x, head)
+        native = None if isinstance(head, Tensor) else _native(head, x)
+        return reference.logits(x, head) if native is None else native.linear(x, torch.float32)
     weight = head if isinstance(head, Tensor) else _parameters(head)[0]
     if _is_few_rows(x):
         from fovea.kernels.few_rows import linear as fused
@@ -166,6 +165,13 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_few_rows(x: Tensor) -> bool:
     return x.is_cuda and 0 < x.shape[0] <= FEW_ROWS
+
+
+def _native(linear: nn.Module, x: Tensor) -> NativeWeight | None:
+    """What reads a layer's weight for these rows on a CPU."""
+    native = None if x.is_cuda else getattr(linear, "native", None)
+    assert native is None or isinstance(native, NativeWeight)
+    return native if native is not None and native.takes(x) else None
 
 
 def _turns_all(batch: AttentionBatch, k_cache: Tensor) -> bool:
@@ -238,9 +244,14 @@ def paged_attention(
 
     No kernel knows rules, open spans and very small heads: there CUDA runs the plain form.
     """
+    is_usual = rule is PLAIN and batch.open_spans is None
     if not q.is_cuda:
-        return reference.paged_attention(q, k_cache, v_cache, batch, rule)
-    if rule is not PLAIN or batch.open_spans is not None or q.shape[-1] < SMALLEST_HEAD:
+        crew = batch.crew if is_usual and batch.num_decode else None
+        if crew is None or not crew.decodes(q.shape[1], q.dtype, k_cache, v_cache):
+            return reference.paged_attention(q, k_cache, v_cache, batch, rule)
+        decoded = crew.paged_decode(q[: batch.num_decode], k_cache, v_cache, batch)
+        return reference.paged_prefill(q, k_cache, v_cache, batch, decoded)
+    if not is_usual or q.shape[-1] < SMALLEST_HEAD:
         _tell_of_plain_attention()
         return reference.ruled_attention(q, k_cache, v_cache, batch, rule)
     q = q.contiguous()
@@ -268,6 +279,8 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Te
         from fovea.kernels.packed_attention import segment_attention as packed
 
         return packed(q, k, v, segments)
+    if segments.crew is not None and attends(segments.crew, q, k, v):
+        return native_segments(segments.crew, q, k, v, segments.lengths)
     return reference.segment_attention(q, k, v, segments.lengths)
 
 

@@ -10,13 +10,27 @@ a sequence, P patches.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from fovea.kernels.cpu.library import Crew
+
 SEGMENT_ROWS = 128  # rows of one entry of Segments.tiles
 SMALLEST_HEAD = 16  # of a decoder on CUDA; kernels compiled for heads of 8 gave other tokens, and nobody knows why yet
+
+
+class Norm(Protocol):
+    """An RMSNorm: its call is rms_norm with its weight and eps."""
+
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def eps(self) -> float: ...
+    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,7 @@ class AttentionBatch:
     query_starts: Tensor | None = None  # [S + 1] int64 or int32
     arrivals: Tensor | None = None  # [at least num_decode * G] int32
     open_spans: list[tuple[tuple[int, int], ...]] | None = None
+    crew: Crew | None = None  # who decodes on a CPU; None: the plain form
     positions: Tensor | None = None  # [rows, T] int64, for decoders that rotate by themselves
 
 
@@ -82,11 +97,12 @@ class Segments:
 
     lengths: list[int]
     tiles: Tensor | None  # [tiles, 3] int32
+    crew: Crew | None = None  # who may do it on a CPU
 
     @classmethod
-    def of(cls, lengths: list[int], device: torch.device) -> Segments:
+    def of(cls, lengths: list[int], device: torch.device, crew: Crew | None = None) -> Segments:
         if device.type != "cuda":
-            return cls(lengths, None)
+            return cls(lengths, None, crew)
         staged = torch.from_numpy(segment_tiles(lengths)).pin_memory()
         return cls(lengths, staged.to(device, non_blocking=True))
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fovea.kernels.resample_table import HALF, PRECISION_BITS
+from fovea.native.resample_table import HALF, PRECISION_BITS
 
 PIXELS_AT_ONCE = 1024
 RESAMPLE_WARPS = 4

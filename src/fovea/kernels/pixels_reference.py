@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fovea.kernels.resample_table import HALF, PRECISION_BITS
+from fovea.native.resample_table import HALF, PRECISION_BITS
 
 
 def resample(pixels: Tensor, table: Tensor) -> Tensor:

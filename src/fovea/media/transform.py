@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fovea.core.types import Box, ImagePlan, Picture
+from fovea.native.resample import resized
 
 STRIP_PIXELS = 4 * 1024**2
 _RESAMPLE = {
@@ -67,7 +68,8 @@ def _swap_axes(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _resize(pixels: NDArray[np.uint8], size: tuple[int, int], plan: ImagePlan) -> NDArray[np.uint8]:
     if size == (pixels.shape[1], pixels.shape[0]):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize(size, _RESAMPLE[plan.resample]))
+    made = resized(pixels, size, plan.resample)
+    return np.asarray(Image.fromarray(pixels).resize(size, _RESAMPLE[plan.resample])) if made is None else made
 
 
 def _resize_bordered(pixels: NDArray[np.uint8], plan: ImagePlan, border: Box) -> NDArray[np.uint8]:

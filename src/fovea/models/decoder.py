@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fovea import kernels as ops
 from fovea.families.spec import DecoderSpec, RopeSpec
 from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule, LastTokens
+from fovea.kernels.cpu.step import NativeStep
 from fovea.models.moe import Experts
 
 KVPages = tuple[Tensor, Tensor]  # keys and values of one layer, each [blocks, block_size, G, D]
@@ -150,6 +151,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(spec, number) for number in range(spec.num_layers))
         self.norm = make_norm(spec, spec.hidden_size)
         self._local_rope: Rope | None = None
+        self.native_step: NativeStep | None = None  # on a CPU
         self.tied_head: nn.Module | None = None  # a copy of the embedding table in another form
         if not spec.tied_head:
             self.head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
@@ -167,6 +169,8 @@ class Decoder(nn.Module):
         deepstack [levels, T, hidden]: each level is added behind a layer, beginning with the first.
         last: only the final hidden states of these tokens are wanted [S, hidden].
         """
+        if self.native_step is not None and deepstack is None and self.native_step.takes(x, pages, batch):
+            return self.native_step.run(x, pages, batch)
         levels = () if deepstack is None else deepstack
         whole, final = len(levels) == len(self.layers), len(self.layers) - 1
         near, sliding = batch, self.spec.sliding_layers

@@ -1,4 +1,4 @@
-"""Linear layers with their weights in oneDNN's own layout, for CPUs: about twice as fast at one row and at sixty-four.
+"""Linear layers for CPUs: in oneDNN's own layout, about twice as fast at one row and at sixty-four, or for our kernels.
 
 The layout is made once after loading and replaces the plain weight, so it costs no memory. The two torch operations are
 what torch's compiler uses itself; where a build lacks them, layers stay as they are.
@@ -7,12 +7,23 @@ what torch's compiler uses itself; where a build lacks them, layers stay as they
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fovea.core.log import logger
+from fovea.kernels.batch import PLAIN
+from fovea.kernels.cpu.library import Crew
+from fovea.kernels.cpu.step import NativeLayer, NativeStep
+from fovea.kernels.cpu.weight import NativeWeight
+from fovea.models.decoder import DecoderLayer
+from fovea.models.quantized import QuantizedLinear
+from fovea.models.vlm import VLM
 
 ROWS_HINT = 8  # the number of rows the layout is chosen for; others work too
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
+# Up to so many bytes a layer's time is that of calls, not of reading, and the plain weight that our kernels read costs
+# steps with many rows little: torch multiplies float32 half as fast by plain weights, bfloat16 nearly as fast.
+PLAIN_BYTES = {torch.float32: 256 * 1024, torch.bfloat16: 4 * 1024**2}
 
 
 class PackedLinear(nn.Module):
@@ -27,6 +38,18 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return packed
+
+
+class PlainLinear(nn.Module):
+    """Takes over a weight and a bias as they are: few rows are multiplied by our kernels, many by torch."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, crew: Crew) -> None:
+        super().__init__()
+        self.weight, self.bias = weight.detach(), bias
+        self.native = NativeWeight(crew, self.weight, bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # [rows, K] to [rows, N]
+        return self.native.linear(x) if self.native.takes(x) else F.linear(x, self.weight, self.bias)
 
 
 def can_pack(dtype: torch.dtype) -> bool:
@@ -57,3 +80,37 @@ def pack_linears(model: nn.Module, dtype: torch.dtype) -> int:
         setattr(parent, name, PackedLinear(child))
         child.weight = None  # type: ignore[assignment]  # free it before the next layer is packed
     return len(places)
+
+
+def use_kernels(model: VLM, crew: Crew) -> None:
+    """Let our kernels attend in the tower, and multiply few rows in the decoder: by integers, by small weights, and by
+    an embedding table that is the head."""
+    decoder = model.decoder
+    if model.spec.takes_pictures:
+        model.encoder.tower.crew = crew
+    for parent in list(decoder.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, QuantizedLinear):
+                child.native = NativeWeight(crew, child.weight, child.bias)
+            elif isinstance(child, nn.Linear) and child.weight.nbytes <= PLAIN_BYTES.get(child.weight.dtype, 0):
+                setattr(parent, name, PlainLinear(child.weight, child.bias, crew))
+    table = decoder.embed.weight
+    if decoder.spec.tied_head and decoder.tied_head is None and table.dtype in PLAIN_BYTES:
+        decoder.tied_head = PlainLinear(table, None, crew)
+    layers = [_native_layer(layer) for layer in decoder.layers if isinstance(layer, DecoderLayer)]
+    whole = [layer for layer in layers if layer is not None]
+    if len(whole) == len(decoder.layers) and decoder.spec.local_rope is None and decoder.spec.full_rope:
+        decoder.native_step = NativeStep(crew, whole, decoder.norm, decoder.spec.num_heads)
+
+
+def _native_layer(layer: DecoderLayer) -> NativeLayer | None:
+    """The layer as NativeStep runs it; None if it is another kind, or its weights are not there for our kernels."""
+    if not layer.is_usual or layer.has_experts or layer.rule is not PLAIN or layer.branch_norms is not None:
+        return None
+    linears: tuple[nn.Module, ...] = (layer.qkv, layer.out, layer.gate_up, layer.down)
+    weights = [linear.native for linear in linears if isinstance(linear, PlainLinear | QuantizedLinear)]
+    there = [weight for weight in weights if weight is not None]
+    if len(there) < len(linears) or not there[2].has_halves:
+        return None
+    qkv, out, gate_up, down = there
+    return NativeLayer(layer.attention_norm, qkv, out, layer.mlp_norm, gate_up, down, layer.head_norms)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fovea import kernels as ops
 from fovea.core.types import Box, ImagePlan, MediaItem
-from fovea.kernels.resample_table import plan_passes
+from fovea.native.resample_table import plan_passes
 
 UPLOAD_BYTES = 60 * 1024**2  # with its tables below 64 MiB: pinned memory comes in powers of two
 ALIGNMENT_BYTES = 64

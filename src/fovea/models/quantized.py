@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fovea.core.config import Quantization
 from fovea.core.log import logger
 from fovea.families.spec import ModelSpec
+from fovea.kernels.cpu.weight import NativeWeight
 from fovea.kernels.int_weights import GROUP, IntWeight, int4_bytes, int8_bytes, quantise_int4, quantise_int8
 from fovea.models.moe import Experts
 from fovea.models.vlm import VLM
@@ -29,8 +30,11 @@ class QuantizedLinear(nn.Module):
     def __init__(self, weight: IntWeight, bias: Tensor | None) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
+        self.native: NativeWeight | None = None  # multiplies few rows
 
     def forward(self, x: Tensor) -> Tensor:  # [rows, K] to [rows, N], in the type of x
+        if self.native is not None and self.native.multiplies(x):
+            return self.native.linear(x)
         made = self.weight.product(x)
         return made if self.bias is None else made + self.bias
 

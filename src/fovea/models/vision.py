@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fovea import kernels as ops
 from fovea.families.spec import Activation, Interpolation, NormKind, TowerSpec
 from fovea.kernels.batch import Segments
+from fovea.kernels.cpu.library import Crew
 from fovea.models.decoder import RMSNorm
 
 QK_NORM_EPS = 1e-6
@@ -132,6 +133,7 @@ class VisionTower(nn.Module):
         if spec.num_positions:
             self.positions = nn.Parameter(torch.empty(spec.num_positions, spec.width))
         self._places: dict[int, Tensor] = {}
+        self.crew: Crew | None = None  # on a CPU
         self.graphs: Blocks | None = None  # something faster than run_blocks that may decline
         if spec.pre_norm:
             self.pre_norm = make_norm(spec.norm, spec.width, spec.norm_eps)
@@ -195,8 +197,8 @@ class VisionTower(nn.Module):
     def _run(
         self, x: Tensor, lengths: list[int], rope: tuple[Tensor, Tensor] | None, windows: list[int] | None = None
     ) -> Tensor:
-        whole = Segments.of(lengths, x.device)
-        near = Segments.of(windows, x.device) if self.spec.window and windows else whole
+        whole = Segments.of(lengths, x.device, self.crew)
+        near = Segments.of(windows, x.device, self.crew) if self.spec.window and windows else whole
         made = None if self.graphs is None else self.graphs(x, whole, near, rope)
         return self.run_blocks(x, whole, near, rope) if made is None else made
 

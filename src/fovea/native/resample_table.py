@@ -19,7 +19,7 @@ from fovea.core.types import ImagePlan, Resample
 
 PRECISION_BITS = 32 - 8 - 2
 HALF = 1 << (PRECISION_BITS - 1)
-_SUPPORT: dict[Resample, float] = {"bilinear": 1.0, "bicubic": 2.0}
+SUPPORT: dict[Resample, float] = {"bilinear": 1.0, "bicubic": 2.0}
 _TABLES_KEPT = 64
 
 Table = NDArray[np.int32]  # [new, 1 + taps]: the first old pixel, then a weight for it and each that follows
@@ -29,11 +29,17 @@ def plan_passes(plan: ImagePlan, width_px: int, height_px: int) -> list[tuple[in
     """(axis, table) of each pass that resizes a picture of this size, in order; axis 1 runs along the rows."""
     if plan.transpose:
         width_px, height_px = height_px, width_px
-    sizes = [(1, width_px, plan.resize_width_px), (0, height_px, plan.resize_height_px)]
-    fewer_rows, fewer_columns = height_px - plan.resize_height_px, width_px - plan.resize_width_px
+    return passes((width_px, height_px), (plan.resize_width_px, plan.resize_height_px), plan.resample)
+
+
+def passes(old_px: tuple[int, int], new_px: tuple[int, int], resample: Resample) -> list[tuple[int, Table]]:
+    """plan_passes from sizes (width, height)."""
+    (old_width, old_height), (new_width, new_height) = old_px, new_px
+    sizes = [(1, old_width, new_width), (0, old_height, new_height)]
+    fewer_rows, fewer_columns = old_height - new_height, old_width - new_width
     if fewer_rows > 0 and fewer_rows > 2 * fewer_columns:  # Pillow's rule for what is faster
         sizes.reverse()
-    return [(axis, resample_table(old, new, plan.resample)) for axis, old, new in sizes if old != new]
+    return [(axis, resample_table(old, new, resample)) for axis, old, new in sizes if old != new]
 
 
 @lru_cache(maxsize=_TABLES_KEPT)
@@ -41,7 +47,7 @@ def resample_table(old: int, new: int, resample: Resample) -> Table:
     """The table that makes `new` pixels of `old`. Read-only: it is shared."""
     scale = old / new
     stretch = max(scale, 1.0)
-    support = _SUPPORT[resample] * stretch
+    support = SUPPORT[resample] * stretch
     center = (np.arange(new) + 0.5) * scale
     first = np.maximum((center - support + 0.5).astype(np.int64), 0)
     count = np.minimum((center + support + 0.5).astype(np.int64), old) - first
