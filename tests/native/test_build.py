@@ -64,3 +64,18 @@ def test_a_compiler_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch
     assert path is None
     assert why
     assert not list(tmp_path.iterdir())
+
+
+def test_who_can_do_without_loads_only_what_is_there_and_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(build, "_usual_place", lambda: tmp_path / "kernels.so")
+    assert build.existing_path() is None
+    (tmp_path / "kernels.so").touch(0o600)
+    assert build.existing_path() == tmp_path / "kernels.so"
+    (tmp_path / "kernels.so").chmod(0o622)
+    assert build.existing_path() is None
+    (tmp_path / "kernels.so").chmod(0o600)
+    tmp_path.chmod(0o777)
+    assert build.existing_path() is None
+    monkeypatch.setattr(build, "_usual_place", lambda: None)
+    assert build.existing_path() is None

@@ -29,6 +29,21 @@ static void score(const Decode *d, const void *q, int64_t at, int64_t count, flo
         return;
     }
 #endif
+#if defined(HAS_INTRINSICS) && LANES == 16
+    if (d->size % LANES == 0 && count == KEYS) {
+        for (int64_t g = 0; g < group; g++) {
+            __m512 sums[KEYS];
+            UNROLL for (int i = 0; i < KEYS; i++) sums[i] = _mm512_setzero_ps();
+            for (int64_t k = 0; k < d->size; k += LANES) {
+                const __m512 some = (__m512)vec_at(q, g * d->size + k, d->narrow);
+                UNROLL for (int i = 0; i < KEYS; i++)
+                    sums[i] = _mm512_fmadd_ps(some, (__m512)vec_at(d->keys, at + i * pitch + k, d->narrow), sums[i]);
+            }
+            _mm512_storeu_ps(scores[g], _mm512_mul_ps(sums_of(sums), _mm512_set1_ps(d->scale)));
+        }
+        return;
+    }
+#endif
     for (int64_t i = 0; i < count; i++)
         for (int64_t g = 0; g < group; g++)
             scores[g][i] = product_of(q, g * d->size, d->keys, at + i * pitch, d->size, d->narrow) * d->scale;

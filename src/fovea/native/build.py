@@ -14,8 +14,11 @@ import stat
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+
+from fovea.core.log import logger
 
 SOURCES = ("linear.c", "attention.c", "step.c", "segments.c", "resample.c")
 HEADERS = ("vectors.h", "kernels.h", "products.h")
@@ -23,7 +26,7 @@ FOLDER = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")
 # Sums may be reordered; NaN and infinity keep their meaning, which -ffast-math would take from them.
 FLAGS = (
-    *("-O3", "-march=native", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"),
+    *("-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math"),
     *("-fassociative-math", "-fno-signed-zeros", "-freciprocal-math"),
 )
 TIMEOUT_S = 60.0
@@ -33,7 +36,7 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 def built_library(folder: Path | None = None) -> tuple[Path | None, str]:
     """The compiled file and where it is, or None and why there is none. Never raises.
 
-    folder: where it is kept; default .cache/fovea/native at home.
+    folder: where it is kept; default .cache/fovea/kernels at home.
     """
     if sys.platform != "linux":
         return None, "they are compiled on Linux only"
@@ -54,14 +57,21 @@ def built_library(folder: Path | None = None) -> tuple[Path | None, str]:
     return library, str(library)
 
 
-@cache
-def library_path() -> Path | None:
-    """Where the compiled file is, or would be; None: there is no compiler, or no home."""
+def existing_path() -> Path | None:
+    """The compiled file if it is there and nobody else can change it. Never raises, compiles nothing."""
     try:
-        compiler = _compiler() if sys.platform == "linux" else None
-        return None if compiler is None else _place(compiler, None)
+        library = _usual_place()
+        if library is None or not library.exists():
+            return None
+        return None if distrust(library.parent) or _distrust_file(library) else library
     except (OSError, RuntimeError):
         return None
+
+
+@cache
+def _usual_place() -> Path | None:
+    compiler = _compiler() if sys.platform == "linux" else None
+    return None if compiler is None else _place(compiler, None)
 
 
 def _compiler() -> str | None:
@@ -106,22 +116,35 @@ def _name(compiler: str) -> str:
 
 
 def _compile(compiler: str, library: Path) -> str | None:
-    """Make the file, whole or not at all; why it failed, or None."""
-    with tempfile.TemporaryDirectory(dir=library.parent) as work:
+    """Make the file, whole or not at all; why it failed, or None. Takes seconds, once on a machine."""
+    logger.info("compiling kernels in C for this CPU, which is done once")
+    with tempfile.TemporaryDirectory(dir=library.parent) as work, ThreadPoolExecutor(len(SOURCES)) as pool:
+        objects = [str(Path(work) / f"{name}.o") for name in SOURCES]
+        sources = [str(FOLDER / name) for name in SOURCES]
+        compiled = [
+            pool.submit(_run, [compiler, *FLAGS, "-c", source, "-o", made], work)
+            for source, made in zip(sources, objects, strict=True)
+        ]
         made = Path(work) / "made.so"
-        command = [compiler, *FLAGS, *(str(FOLDER / name) for name in SOURCES), "-o", str(made)]
-        environment = {"PATH": os.defpath, "LC_ALL": "C", "TMPDIR": work}
-        done = subprocess.run(
-            command,
-            env=environment,
-            cwd=work,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-        if done.returncode != 0:
-            return f"{compiler} failed: {done.stderr.decode(errors='replace')[:200]}"
+        failures = [job.result() for job in compiled]
+        failures.append(_run([compiler, *FLAGS, "-shared", *objects, "-o", str(made), "-lm"], work))
+        if failure := next(filter(None, failures), None):
+            return failure
         made.chmod(0o600)
         made.replace(library)
     return None
+
+
+def _run(command: list[str], work: str) -> str | None:
+    """Why it failed, or None."""
+    environment = {"PATH": os.defpath, "LC_ALL": "C", "TMPDIR": work}
+    done = subprocess.run(
+        command,
+        env=environment,
+        cwd=work,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    return f"{command[0]} failed: {done.stderr.decode(errors='replace')[:200]}" if done.returncode else None

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from fovea.core.log import logger
-from fovea.native.build import built_library, library_path
+from fovea.native.build import built_library, existing_path
 
 _P, _I, _F, _B = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 SIGNATURES: Mapping[str, list[type]] = {
@@ -24,19 +24,17 @@ SIGNATURES: Mapping[str, list[type]] = {
 }
 
 
-@cache
 def make_library(folder: Path | None = None) -> ctypes.CDLL | None:
-    """Compiled now if they never were; None where there are none, which is said in the log once.
+    """Compiled now if they never were; None where there are none, which is said in the log.
 
     folder: where the file is kept, see built_library.
     """
     path, found = built_library(folder)
     library = None
-    if path is not None:
-        try:
-            library = _load(path)
-        except (OSError, AttributeError) as error:
-            found = str(error)
+    try:
+        library = None if path is None else _load(path)
+    except (OSError, AttributeError) as error:
+        found = str(error)
     if library is None:
         logger.warning("no kernels in C, so the CPU runs plain torch, more slowly: %s", found)
     else:
@@ -46,12 +44,14 @@ def make_library(folder: Path | None = None) -> ctypes.CDLL | None:
 
 def existing_library() -> ctypes.CDLL | None:
     """For those who can do without: nothing is compiled, and nothing is said."""
-    path = library_path()
-    if path is None or not path.exists():
+    try:
+        path = existing_path()
+        return None if path is None else _load(path)
+    except (OSError, AttributeError):
         return None
-    return make_library()
 
 
+@cache
 def _load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     for name, types in SIGNATURES.items():

@@ -93,11 +93,36 @@ INLINE vec from_bf16(const uint16_t *at) { return (vec)(wide_halves(at) << 16); 
 
 INLINE vec from_int8(const int8_t *at) { return __builtin_convertvector(wide_bytes(at), vec); }
 
+#if defined(HAS_INTRINSICS) && LANES == 16
+INLINE float sum_of(vec x) { return _mm512_reduce_add_ps((__m512)x); }
+#else
 INLINE float sum_of(vec x) {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += x[i];
-    return sum;
+    float each[LANES];
+    memcpy(each, &x, sizeof each);
+    for (int n = LANES / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) each[i] += each[i + n];
+    return each[0];
 }
+#endif
+
+#if defined(HAS_INTRINSICS) && LANES == 16
+INLINE __m512 halves_added(__m512 a, __m512 b) { /* of pairs of 128 bits: a's sums and b's beside each other */
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+/* The sums of 16 vectors' numbers, in their order. */
+INLINE __m512 sums_of(__m512 v[16]) {
+    __m512 four[4];
+    UNROLL for (int i = 0; i < 4; i++) {
+        const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v[i], v[i + 4]), _mm512_unpackhi_ps(v[i], v[i + 4]));
+        const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v[i + 8], v[i + 12]), _mm512_unpackhi_ps(v[i + 8], v[i + 12]));
+        four[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee)); /* i, i+4, i+8, i+12 */
+    }
+    const __m512 all = halves_added(halves_added(four[0], four[1]), halves_added(four[2], four[3]));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_ps(order, all);
+}
+#endif
 
 /* Values of an array of either type. */
 INLINE float value_at(const void *base, int64_t at, int narrow) {
@@ -130,25 +155,6 @@ INLINE float product_of(const void *a, int64_t at, const void *b, int64_t b_at, 
     for (; i < n; i++) sum += value_at(a, at + i, narrow) * value_at(b, b_at + i, narrow);
     return sum;
 }
-
-#ifdef HAS_BF16_UNITS
-INLINE __m512 halves_added(__m512 a, __m512 b) { /* of pairs of 128 bits: a's sums and b's beside each other */
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-}
-
-/* The sums of 16 vectors' numbers, in their order. */
-INLINE __m512 sums_of(__m512 v[16]) {
-    __m512 four[4];
-    UNROLL for (int i = 0; i < 4; i++) {
-        const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v[i], v[i + 4]), _mm512_unpackhi_ps(v[i], v[i + 4]));
-        const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v[i + 8], v[i + 12]), _mm512_unpackhi_ps(v[i + 8], v[i + 12]));
-        four[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee)); /* i, i+4, i+8, i+12 */
-    }
-    const __m512 all = halves_added(halves_added(four[0], four[1]), halves_added(four[2], four[3]));
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_ps(order, all);
-}
-#endif
 
 #ifdef HAS_INT8_UNITS
 INLINE __m512i int_halves_added(__m512i a, __m512i b) {
