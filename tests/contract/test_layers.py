@@ -25,7 +25,10 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "ipc": frozenset({"core", "engine", "families", "media", "models", "pipeline", "prompt"}),
     "server": frozenset({"core", "families", "ipc", "media", "models", "pipeline", "prompt"}),
     "cli": frozenset(
-        {"core", "engine", "families", "ipc", "kernels", "llm", "media", "models", "pipeline", "prompt", "server"}
+        {
+            *("core", "engine", "families", "ipc", "kernels", "llm", "media", "models", "native", "pipeline", "prompt"),
+            "server",
+        }
     ),
     "__main__": frozenset({"cli"}),
     "__init__": frozenset({"core", "llm"}),

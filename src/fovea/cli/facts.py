@@ -15,6 +15,7 @@ from typing import Any
 from fovea import __version__
 from fovea.core.config import GIB
 from fovea.core.machine import affinity_cores, core_limit, memory_limit, usable_cores
+from fovea.native.build import kernels_state
 
 PACKAGES = (
     "torch",
@@ -75,6 +76,7 @@ def _cpu(environment: Mapping[str, str]) -> dict[str, Any]:
         "container limit": "none" if (limit := core_limit()) is None else f"{limit:g} cores",
         "threads": _threads(environment),
         "instructions": " ".join(known) or "unknown",
+        "kernels in C": kernels_state(),
         "bfloat16": "in hardware" if fast_bf16 else "emulated: float32 is usually faster here",
     }
 

@@ -68,6 +68,17 @@ def existing_path() -> Path | None:
         return None
 
 
+def kernels_state() -> str:
+    """For people: where the compiled file is, or why there is none yet. Compiles nothing."""
+    path = existing_path()
+    if path is not None:
+        return str(path)
+    if sys.platform != "linux":
+        return "on Linux only"
+    compiler = _compiler()
+    return f"no C compiler in {os.defpath}" if compiler is None else f"made at the first start, by {compiler}"
+
+
 @cache
 def _usual_place() -> Path | None:
     compiler = _compiler() if sys.platform == "linux" else None
