@@ -70,15 +70,16 @@ def _ours(family: str, plan: ImagePlan, side: int, repeats: int) -> Mapping[str,
     """`side`: of a block of patches, in patches; `repeats`: of each patch in time."""
     import torch
 
-    from fovea.kernels.pixels_reference import cut_patches
+    from fovea.kernels import cut_patches
+    from fovea.kernels.cpu.library import make_crew
 
-    levels = torch.linspace(-2.0, 2.0, 256).expand(3, 256).contiguous()
+    levels, crew = torch.linspace(-2.0, 2.0, 256).expand(3, 256).contiguous(), make_crew(1)
 
     def canvas(data: bytes) -> NDArray[np.uint8]:
         return apply_plan(decode(BytesSource(data)), plan)
 
     def patches(data: bytes) -> torch.Tensor:
-        return cut_patches([torch.from_numpy(canvas(data))], levels, PATCH_PX, side, repeats)
+        return cut_patches([torch.from_numpy(canvas(data))], levels, PATCH_PX, side, repeats, crew)
 
     return {f"{family}: fovea, canvas": canvas, f"{family}: fovea, patches": patches}
 

@@ -360,3 +360,15 @@ def test_nan_stays_in_its_segment(crew: Crew) -> None:
     assert made[100:200, 1].isnan().all()
     assert made[100:200, 0].isfinite().all()
     assert made[200:, 0, 3].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("px", "side", "repeats"), [(14, 2, 2), (16, 1, 1), (3, 4, 1), (1, 1, 3)])
+def test_patches_have_the_plain_ones_bits(px: int, side: int, repeats: int, dtype: torch.dtype, crew: Crew) -> None:
+    torch.manual_seed(10)
+    cell = px * side
+    sizes = [(cell, cell), (3 * cell, 5 * cell), (7 * cell, 2 * cell)]
+    canvases = [torch.randint(0, 256, (*size, 3), dtype=torch.uint8) for size in sizes]
+    levels = torch.randn(3, 256).to(dtype)
+    plain = ops.cut_patches(canvases, levels, px, side, repeats)
+    assert torch.equal(ops.cut_patches(canvases, levels, px, side, repeats, crew), plain)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from fovea.core.log import logger
 from fovea.kernels import pixels_reference, reference
 from fovea.kernels.batch import PLAIN, SMALLEST_HEAD, AttentionBatch, AttentionRule, Norm, Segments
+from fovea.kernels.cpu.library import DTYPES, Crew
+from fovea.kernels.cpu.pixels import cut_patches as native_patches
 from fovea.kernels.cpu.segments import attends
 from fovea.kernels.cpu.segments import segment_attention as native_segments
 from fovea.kernels.cpu.weight import NativeWeight
@@ -293,12 +295,16 @@ def resample(pixels: Tensor, table: Tensor) -> Tensor:
     return pixels_reference.resample(pixels, table)
 
 
-def cut_patches(canvases: Sequence[Tensor], levels: Tensor, px: int, side: int, repeats: int) -> Tensor:
-    """See pixels_reference.cut_patches."""
+def cut_patches(
+    canvases: Sequence[Tensor], levels: Tensor, px: int, side: int, repeats: int, crew: Crew | None = None
+) -> Tensor:
+    """See pixels_reference.cut_patches. crew: who does it on a CPU; None: the plain form."""
     if levels.is_cuda:
         from fovea.kernels.pixels import cut_patches as fused
 
         return fused(canvases, levels, px, side, repeats)
+    if crew is not None and levels.dtype in DTYPES:
+        return native_patches(crew, canvases, levels, px, side, repeats)
     return pixels_reference.cut_patches(canvases, levels, px, side, repeats)
 
 

@@ -73,16 +73,18 @@ class ImageEncoder(nn.Module):
         tower, (_, levels) = self.spec.tower, self.levels(canvases[0].device)
         if any(canvas.dim() == 4 for canvas in canvases):
             return torch.cat([self._cut_one(canvas, side) for canvas in canvases])
-        return ops.cut_patches(canvases, levels, tower.patch_px, side, tower.temporal_patch)
+        return ops.cut_patches(canvases, levels, tower.patch_px, side, tower.temporal_patch, self.tower.crew)
 
     def _cut_one(self, canvas: Tensor, side: int) -> Tensor:
         """A picture, or a video [frames, height, width, 3], whose frames take turns in the slots of a patch."""
         tower, (_, levels) = self.spec.tower, self.levels(canvas.device)
         if canvas.dim() == 3:
-            return ops.cut_patches([canvas], levels, tower.patch_px, side, tower.temporal_patch)
-        slots = tower.temporal_patch
+            return ops.cut_patches([canvas], levels, tower.patch_px, side, tower.temporal_patch, self.tower.crew)
+        slots, crew = tower.temporal_patch, self.tower.crew
         tall = [canvas[slot::slots].flatten(0, 1).contiguous() for slot in range(slots)]  # one frame below the other
-        parts = [ops.cut_patches([part], levels, tower.patch_px, side, 1).unflatten(1, (3, 1, -1)) for part in tall]
+        parts = [
+            ops.cut_patches([part], levels, tower.patch_px, side, 1, crew).unflatten(1, (3, 1, -1)) for part in tall
+        ]
         return torch.cat(parts, dim=2).flatten(1)
 
     def tile_patches(self, canvases: Sequence[Tensor]) -> Tensor:

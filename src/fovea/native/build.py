@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fovea.core.log import logger
 
-SOURCES = ("linear.c", "attention.c", "step.c", "segments.c", "resample.c")
+SOURCES = ("linear.c", "attention.c", "step.c", "segments.c", "resample.c", "patches.c")
 HEADERS = ("vectors.h", "kernels.h", "products.h")
 FOLDER = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")

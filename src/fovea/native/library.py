@@ -19,6 +19,7 @@ SIGNATURES: Mapping[str, list[type]] = {
     "fovea_step": [_P, _P],
     "fovea_segment_attention": [_P, _P],
     "fovea_has_segment_attention": [],
+    "fovea_cut_patches": [_P, _P],
     "fovea_resample_columns": [_P, _P, _P, _I, _I, _I, _I],
     "fovea_resample_rows": [_P, _P, _P, _I, _I, _I, _I, _P, _P],
 }

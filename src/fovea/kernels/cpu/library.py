@@ -97,6 +97,13 @@ class CSegments(ctypes.Structure):
     )
 
 
+class CCut(ctypes.Structure):
+    _fields_ = (
+        *(("canvas", _P), ("levels", _P), ("out", _P)),
+        *(("rows", _I), ("columns", _I), ("side", _I), ("px", _I), ("repeats", _I), ("next", _I), ("narrow", _B)),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Crew:
     """The loaded kernels and the threads that do their work."""
