@@ -22,21 +22,20 @@ from fovea.kernels.cpu.weight import MOST_ROWS, NativeWeight
 from fovea.kernels.int_weights import GROUP, IntWeight, quantise_int4, quantise_int8
 from fovea.models.decoder import RMSNorm
 from fovea.native import build
+from tests.native.variants import VARIANTS, variant
 
 DTYPES = (torch.float32, torch.bfloat16)
 # Of float32: sums in another order. Of bfloat16: the last rounding of a result. Of integers: 15 bits of an input's row.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
 INT_TOLERANCE = 2e-4
-PORTABLE = ("-DFOVEA_PORTABLE",)  # without intrinsics, as on other processors
 
 
-@pytest.fixture(scope="module", params=["this processor", "any processor"])
+@pytest.fixture(scope="module", params=VARIANTS)
 def crew(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
     folder = tmp_path_factory.mktemp("kernels")
     folder.chmod(0o700)
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "any processor":
-            patch.setattr(build, "FLAGS", (*build.FLAGS, *PORTABLE))
+        patch.setattr(build, "FLAGS", variant(request.param))
         made = library.make_crew(2, folder)
         if made is None:
             pytest.skip("no compiler here")

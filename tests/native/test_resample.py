@@ -14,6 +14,7 @@ from PIL import Image
 from fovea.core.types import Resample
 from fovea.native import build, resample
 from fovea.native.library import SIGNATURES, make_library
+from tests.native.variants import VARIANTS, variant
 
 FILTERS: dict[Resample, Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -21,13 +22,12 @@ FILTERS: dict[Resample, Image.Resampling] = {
 }
 
 
-@pytest.fixture(scope="module", params=["this processor", "any processor"], autouse=True)
+@pytest.fixture(scope="module", params=VARIANTS, autouse=True)
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("kernels")
     folder.chmod(0o700)
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "any processor":
-            patch.setattr(build, "FLAGS", (*build.FLAGS, "-DFOVEA_PORTABLE"))
+        patch.setattr(build, "FLAGS", variant(request.param))
         library = make_library(folder)
         if library is None:
             pytest.skip("no compiler here")

@@ -1,7 +1,8 @@
 """The C sources beside this file, compiled once by the system's compiler and kept in a folder only this user can write.
 
-Nothing of a request, a model folder or the environment decides what is compiled or loaded: source and flags are the
-package's, the compiler is searched for in the system's folders, and the file's name covers all of them and the CPU.
+Nothing of a request or a model folder decides what is compiled or loaded, and of the environment HOME alone, where.
+Source and flags are the package's, the compiler is searched for in the system's folders, and the file's name covers all
+of them and the CPU.
 """
 
 from __future__ import annotations
