@@ -121,7 +121,8 @@ static void attend_parts(void *given) {
     int64_t task;
     State state;
     while ((task = taken(&d->next)) < d->seqs * d->kv_heads * d->chunks) {
-        const int64_t chunk = task % d->chunks, head = task / d->chunks % d->kv_heads, seq = task / d->chunks / d->kv_heads;
+        const int64_t chunk = task % d->chunks, pair = task / d->chunks;
+        const int64_t head = pair % d->kv_heads, seq = pair / d->kv_heads;
         const int64_t length = d->lengths[seq], start = chunk * CHUNK;
         if (start >= length) continue;
         attend(d, seq, head, start, length - start < CHUNK ? length : start + CHUNK, &state);

@@ -10,6 +10,7 @@
 static _Thread_local Rows prepared;
 static _Thread_local float made[MOST_MADE];
 
+#ifdef HAS_INT8_UNITS
 static void split_row(Rows *x, int m, int64_t width) {
     const float *restrict from = x->numbers + m * x->stride;
     int32_t most_bits = TINY_BITS; /* magnitudes are ordered as their bits are, infinity and NaN above all */
@@ -33,12 +34,14 @@ static void split_row(Rows *x, int m, int64_t width) {
     x->high_sums[m] = high_sum;
     x->low_sums[m] = low_sum;
 }
+#endif
 
 static void sum_groups(Rows *x, int m, int64_t width) {
     for (int64_t g = 0; g < width / GROUP; g++) {
 #ifdef HAS_INT8_UNITS
         int32_t high = 0, low = 0;
-        for (int64_t i = g * GROUP; i < (g + 1) * GROUP; i++) high += x->high[m * x->stride + i], low += x->low[m * x->stride + i];
+        for (int64_t i = m * x->stride + g * GROUP; i < m * x->stride + (g + 1) * GROUP; i++)
+            high += x->high[i], low += x->low[i];
         x->group_sums[m * x->stride / GROUP + g] = (high + low / LOW_STEPS) * x->steps[m];
 #else
         float sum = 0;
@@ -143,8 +146,10 @@ static void gate_up_part(void *given) {
         products(w, first, count, job->rows, job->narrow, gates);
         products(w, half + first, count, job->rows, job->narrow, ups);
         for (int m = 0; m < job->rows->count; m++) {
-            for (int64_t i = 0; i < count; i++)
-                gates[m][i] = gates[m][i] / (1.0f + exponential(-(gates[m][i] < -87.0f ? -87.0f : gates[m][i]))) * ups[m][i];
+            for (int64_t i = 0; i < count; i++) {
+                const float gate = gates[m][i], limited = gate < -87.0f ? -87.0f : gate;
+                gates[m][i] = gate / (1.0f + exponential(-limited)) * ups[m][i];
+            }
             store(job->out, m * half + first, gates[m], count, job->narrow);
         }
     }

@@ -123,8 +123,9 @@ INLINE void int8_tile(int nw, int nx, const Weight *w, int64_t row, const Rows *
         int8_add(nw, nx, some, x, m, k, sums);
     }
     if (k < width) {
+        const __mmask64 there = ~0ull >> (64 - (width - k));
         UNROLL for (int i = 0; i < nw; i++)
-            some[i] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(~0ull >> (64 - (width - k)), values + i * width + k), shift);
+            some[i] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, values + i * width + k), shift);
         int8_add(nw, nx, some, x, m, k, sums);
     }
     int32_t all[16];
@@ -216,7 +217,8 @@ static void int4_block(const Weight *w, int64_t row, const Rows *x, Results out)
         unpack(values + k * 32, some);
         const uint16_t *pairs = (const uint16_t *)w->scales + (k / GROUP * w->rows + row) * 2;
         UNROLL for (int i = 0; i < 4; i++) {
-            const __m512i one = _mm512_loadu_si512(pairs + i / 2 * 64), two = _mm512_loadu_si512(pairs + i / 2 * 64 + 32);
+            const __m512i one = _mm512_loadu_si512(pairs + i / 2 * 64);
+            const __m512i two = _mm512_loadu_si512(pairs + i / 2 * 64 + 32);
             const __m512i pair = _mm512_permutex2var_epi32(one, i % 2 ? late : early, two);
             scales[i] = scale_of(pair);
             zeros[i] = _mm512_fnmadd_ps(_mm512_set1_ps(8), scales[i], zero_of(pair));

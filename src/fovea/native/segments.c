@@ -1,5 +1,6 @@
-/* Full attention inside segments of packed rows, as towers have it: equals reference.segment_attention. In bfloat16, for
- * CPUs that multiply it: scores and sums are float32, weights are rounded to bfloat16 for their product with values.
+/* Full attention inside segments of packed rows, as towers have it: equals reference.segment_attention. In bfloat16,
+ * for CPUs that multiply it: scores and sums are float32, weights are rounded to bfloat16 for their product with
+ * values.
  *
  * Keys and values are first laid out as the products read them: of keys, two neighbouring dimensions of 64 keys side by
  * side; of values, two neighbouring keys of every dimension. Then each task takes some queries of one head past all
@@ -15,7 +16,7 @@
 typedef struct {
     const uint16_t *q, *k, *v; /* rows `stride` apart, heads `size` apart */
     uint16_t *out;             /* [rows, heads, size] */
-    uint32_t *keys, *values;   /* room for both layouts: [heads, padded rows, size / 2], [heads, padded rows / 2, room] */
+    uint32_t *keys, *values; /* for both layouts: [heads, padded rows, size / 2] and [heads, padded rows / 2, room] */
     const int64_t *starts;     /* [segments + 1]: first rows */
     const int64_t *places;     /* [segments + 1]: first rows among the padded ones, multiples of KEYS */
     const int64_t *tasks;      /* [segments + 1]: first tasks of a head */
@@ -53,7 +54,8 @@ static void lay_out(const Segments *s, int64_t segment, int64_t head) {
     for (int64_t i = 0; i < end; i += 2, values += s->room) {
         const uint16_t *one = s->v + (first + i) * s->stride + head * s->size, *two = one + s->stride;
         for (int64_t d = 0; d < s->room; d++) {
-            const uint32_t low = i < count && d < s->size ? one[d] : 0, high = i + 1 < count && d < s->size ? two[d] : 0;
+            const uint32_t low = i < count && d < s->size ? one[d] : 0;
+            const uint32_t high = i + 1 < count && d < s->size ? two[d] : 0;
             values[d] = low | high << 16;
         }
     }
@@ -114,8 +116,8 @@ INLINE float soften(const float *scores, uint16_t *weights, float *highest, floa
 }
 
 /* `nv` vectors of the sums of `nq` queries, which are `room` apart. */
-INLINE void add_values(int nq, int nv, const uint32_t *values, int64_t room, uint16_t (*weights)[KEYS], const float *shrink,
-                       float *sums) {
+INLINE void add_values(int nq, int nv, const uint32_t *values, int64_t room, uint16_t (*weights)[KEYS],
+                       const float *shrink, float *sums) {
     __m512 acc[TILE][4];
     UNROLL for (int i = 0; i < nq; i++) UNROLL for (int j = 0; j < nv; j++)
         acc[i][j] = _mm512_mul_ps(_mm512_loadu_ps(sums + i * room + 16 * j), _mm512_set1_ps(shrink[i]));
@@ -124,7 +126,8 @@ INLINE void add_values(int nq, int nv, const uint32_t *values, int64_t room, uin
         UNROLL for (int j = 0; j < nv; j++) some[j] = _mm512_loadu_si512(values + k * room + 16 * j);
         UNROLL for (int i = 0; i < nq; i++) {
             const __m512i pair = _mm512_set1_epi32((int)pair_at(weights[i] + 2 * k));
-            UNROLL for (int j = 0; j < nv; j++) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], (__m512bh)pair, (__m512bh)some[j]);
+            UNROLL for (int j = 0; j < nv; j++)
+                acc[i][j] = _mm512_dpbf16_ps(acc[i][j], (__m512bh)pair, (__m512bh)some[j]);
         }
     }
     UNROLL for (int i = 0; i < nq; i++) UNROLL for (int j = 0; j < nv; j++)

@@ -76,15 +76,29 @@ INLINE vec from_float(const float *at) { return *(const loose_vec *)at; }
 
 /* Widened by instructions where there are any: of conversions of vectors gcc 12 makes one scalar after the other. */
 #if defined(HAS_INTRINSICS) && LANES == 16
-INLINE bits_vec wide_halves(const uint16_t *at) { return (bits_vec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)at)); }
-INLINE int_vec wide_bytes(const int8_t *at) { return (int_vec)_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)at)); }
-INLINE int_vec wide_pixels(const uint8_t *at) { return (int_vec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)at)); }
+INLINE bits_vec wide_halves(const uint16_t *at) {
+    return (bits_vec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)at));
+}
+INLINE int_vec wide_bytes(const int8_t *at) {
+    return (int_vec)_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)at));
+}
+INLINE int_vec wide_pixels(const uint8_t *at) {
+    return (int_vec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)at));
+}
 #elif defined(HAS_INTRINSICS) && LANES == 8
-INLINE bits_vec wide_halves(const uint16_t *at) { return (bits_vec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)at)); }
-INLINE int_vec wide_bytes(const int8_t *at) { return (int_vec)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)at)); }
-INLINE int_vec wide_pixels(const uint8_t *at) { return (int_vec)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)at)); }
+INLINE bits_vec wide_halves(const uint16_t *at) {
+    return (bits_vec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)at));
+}
+INLINE int_vec wide_bytes(const int8_t *at) {
+    return (int_vec)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)at));
+}
+INLINE int_vec wide_pixels(const uint8_t *at) {
+    return (int_vec)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)at));
+}
 #else
-INLINE bits_vec wide_halves(const uint16_t *at) { return __builtin_convertvector(*(const half_vec *)at, bits_vec); }
+INLINE bits_vec wide_halves(const uint16_t *at) {
+    return __builtin_convertvector(*(const half_vec *)at, bits_vec);
+}
 INLINE int_vec wide_bytes(const int8_t *at) { return __builtin_convertvector(*(const byte_vec *)at, int_vec); }
 INLINE int_vec wide_pixels(const uint8_t *at) { return __builtin_convertvector(*(const pixel_vec *)at, int_vec); }
 #endif
@@ -115,7 +129,8 @@ INLINE __m512 sums_of(__m512 v[16]) {
     __m512 four[4];
     UNROLL for (int i = 0; i < 4; i++) {
         const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v[i], v[i + 4]), _mm512_unpackhi_ps(v[i], v[i + 4]));
-        const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v[i + 8], v[i + 12]), _mm512_unpackhi_ps(v[i + 8], v[i + 12]));
+        const __m512 c = v[i + 8], d = v[i + 12];
+        const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
         four[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee)); /* i, i+4, i+8, i+12 */
     }
     const __m512 all = halves_added(halves_added(four[0], four[1]), halves_added(four[2], four[3]));
@@ -165,8 +180,9 @@ INLINE __m512i int_sums_of(int_vec sums[16]) {
     const __m512i *v = (const __m512i *)sums;
     __m512i four[4];
     UNROLL for (int i = 0; i < 4; i++) {
-        const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(v[i], v[i + 4]), _mm512_unpackhi_epi32(v[i], v[i + 4]));
-        const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(v[i + 8], v[i + 12]), _mm512_unpackhi_epi32(v[i + 8], v[i + 12]));
+        const __m512i c = v[i], d = v[i + 4], e = v[i + 8], f = v[i + 12];
+        const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(e, f), _mm512_unpackhi_epi32(e, f));
         four[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
     }
     const __m512i all = int_halves_added(int_halves_added(four[0], four[1]), int_halves_added(four[2], four[3]));
