@@ -106,7 +106,13 @@ class Vllm:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         self.vllm = import_module("vllm")
         self.llm = self.vllm.LLM(
-            folder, dtype=dtype, max_model_len=MAX_MODEL_LEN, max_num_seqs=MOST_CONCURRENT, enable_prefix_caching=False
+            folder,
+            dtype=dtype,
+            max_model_len=MAX_MODEL_LEN,
+            max_num_seqs=MOST_CONCURRENT,
+            enable_prefix_caching=False,
+            limit_mm_per_prompt={"image": 1, "video": 0},
+            skip_mm_profiling=True,  # it would encode the largest picture there is, which takes a CPU minutes
         )
 
     def tokens(self, prompts: list[list[int]], out: int) -> None:

@@ -15,15 +15,15 @@ from fovea.kernels.batch import PLAIN
 from fovea.kernels.cpu.library import Crew
 from fovea.kernels.cpu.step import NativeLayer, NativeStep
 from fovea.kernels.cpu.weight import NativeWeight
+from fovea.kernels.int_weights import dense_dtype
 from fovea.models.decoder import DecoderLayer
 from fovea.models.quantized import QuantizedLinear
 from fovea.models.vlm import VLM
 
 ROWS_HINT = 8  # the number of rows the layout is chosen for; others work too
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
-# Up to so many bytes a layer's time is that of calls, not of reading, and the plain weight that our kernels read costs
-# steps with many rows little: torch multiplies float32 half as fast by plain weights, bfloat16 nearly as fast.
-PLAIN_BYTES = {torch.float32: 256 * 1024, torch.bfloat16: 4 * 1024**2}
+# Up to so many bytes a layer's time is that of calls, and one call for a whole step is worth a plain weight.
+SMALL_BYTES = {torch.float32: 256 * 1024, torch.bfloat16: 4 * 1024**2}
 
 
 class PackedLinear(nn.Module):
@@ -92,15 +92,31 @@ def use_kernels(model: VLM, crew: Crew) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, QuantizedLinear):
                 child.native = NativeWeight(crew, child.weight, child.bias)
-            elif isinstance(child, nn.Linear) and child.weight.nbytes <= PLAIN_BYTES.get(child.weight.dtype, 0):
+            elif isinstance(child, nn.Linear) and _stays_plain(child.weight):
                 setattr(parent, name, PlainLinear(child.weight, child.bias, crew))
     table = decoder.embed.weight
-    if decoder.spec.tied_head and decoder.tied_head is None and table.dtype in PLAIN_BYTES:
+    if decoder.spec.tied_head and decoder.tied_head is None and table.dtype in SMALL_BYTES:
         decoder.tied_head = PlainLinear(table, None, crew)
     layers = [_native_layer(layer) for layer in decoder.layers if isinstance(layer, DecoderLayer)]
     whole = [layer for layer in layers if layer is not None]
     if len(whole) == len(decoder.layers) and decoder.spec.local_rope is None and decoder.spec.full_rope:
         decoder.native_step = NativeStep(crew, whole, decoder.norm, decoder.spec.num_heads)
+
+
+def _stays_plain(weight: Tensor) -> bool:
+    """Whether our kernels may have this weight, which torch then multiplies many rows by as it is.
+
+    Without oneDNN's layout torch is half as fast in float32, but loses 5 to 15 % with hundreds of rows in bfloat16, for
+    which our kernels win more in every step that decodes. With AMX its products are too fast for that.
+    """
+    if weight.dtype == torch.bfloat16 == dense_dtype(weight.dtype) and not _has_amx():
+        return True
+    return weight.nbytes <= SMALL_BYTES.get(weight.dtype, 0)
+
+
+def _has_amx() -> bool:
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return asked is not None and bool(asked())
 
 
 def _native_layer(layer: DecoderLayer) -> NativeLayer | None:
