@@ -13,6 +13,7 @@ from fovea.kernels.int_weights import Int4Weight, Int8Weight, IntWeight
 
 MOST_ROWS, MOST_NUMBERS, BLOCK = 32, 8 * 32768, 64  # as in products.h
 MOST_MADE = 32 * 16384  # as in linear.c
+INT8, INT4 = 2, 3  # kinds in kernels.h; before them DTYPES, in their order
 INT4_ROWS = 512  # up to here they are faster than torch's product with the restored weight
 
 
@@ -101,12 +102,13 @@ def _described(weight: Tensor | IntWeight, bias: Tensor | None) -> tuple[CWeight
     if isinstance(weight, Int4Weight):
         blocks, width, half = weight.packed.shape
         return CWeight(
-            *(3, blocks * 2 * half, width, 2 * half, weight.rows, weight.packed.data_ptr()),
+            *(INT4, blocks * 2 * half, width, 2 * half, weight.rows, weight.packed.data_ptr()),
             *(weight.scales.data_ptr(), at),
         ), width
     if isinstance(weight, Int8Weight):
         outputs, width = weight.values.shape
-        return CWeight(2, outputs, width, 1, outputs, weight.values.data_ptr(), weight.scales.data_ptr(), at), width
+        described = INT8, outputs, width, 1, outputs, weight.values.data_ptr(), weight.scales.data_ptr(), at
+        return CWeight(*described), width
     assert isinstance(weight, Tensor)
     outputs, width = weight.shape
     return CWeight(DTYPES.index(weight.dtype), outputs, width, 1, outputs, weight.data_ptr(), None, at), width
