@@ -1,7 +1,8 @@
-"""Linear layers of a decoder become integers on their way from the checkpoint, one at a time, and nothing else does."""
+"""Linear layers of a decoder become integers or float8 on their way from the checkpoint, one at a time."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +14,7 @@ from torch import nn
 from fovea.core.config import Quantization
 from fovea.core.errors import WeightsError
 from fovea.families.registry import load_family
+from fovea.kernels.fp8_weights import Fp8Weight, fits_fp8
 from fovea.kernels.int_weights import Int4Weight, Int8Weight
 from fovea.models.quantized import QuantizedLinear, Staged, quantised_layers, weights_bytes
 from fovea.models.vlm import VLM
@@ -20,9 +22,9 @@ from fovea.models.weights import build_empty, fill_dummy, load_weights
 from tests.parity.support import Checkpoints
 
 CPU = torch.device("cpu")
-BOTH: tuple[Quantization, ...] = get_args(Quantization)
+ALL: tuple[Quantization, ...] = get_args(Quantization)
 VARIANTS = ("qwen2_vl", "llava", "llava_onevision-tied", "phi3_v", "qwen3_vl_moe", "internvl")
-STEP = {"int8": 0.02, "int4": 0.2}  # of a weight's norm
+STEP = {"int8": 0.02, "int4": 0.2, "fp8": 0.04}  # of a weight's norm
 
 
 def loaded(folder: Path, asked: Quantization | None, dtype: torch.dtype = torch.float32) -> tuple[VLM, Staged | None]:
@@ -37,7 +39,7 @@ def integers(model: VLM) -> dict[str, QuantizedLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
 
 
-@pytest.mark.parametrize("asked", BOTH)
+@pytest.mark.parametrize("asked", ALL)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_linear_layer_of_the_decoder_is_integers_and_nothing_else(
     checkpoints: Checkpoints, variant: str, asked: Quantization
@@ -45,8 +47,8 @@ def test_every_linear_layer_of_the_decoder_is_integers_and_nothing_else(
     plain, _ = loaded(checkpoints.folder(variant), None)
     model, _ = loaded(checkpoints.folder(variant), asked)
     made = integers(model)
-    linears = {path.removesuffix(".weight"): linear for path, _, _, linear in quantised_layers(plain)}
-    tied = {"decoder.tied_head"} if plain.spec.decoder.tied_head else set()
+    linears = {path.removesuffix(".weight"): linear for path, _, _, linear in quantised_layers(plain, asked)}
+    tied = {"decoder.tied_head"} if plain.spec.decoder.tied_head and asked != "fp8" else set()
     assert set(made) == set(linears) | tied
     for path, linear in linears.items():
         restored = made[path].weight.restored()
@@ -62,11 +64,12 @@ def test_every_linear_layer_of_the_decoder_is_integers_and_nothing_else(
     for name, parameter in plain.named_parameters():
         if name.removesuffix(".weight").removesuffix(".bias") not in linears:
             assert torch.equal(others[name], parameter), name
-    assert not any(isinstance(module, nn.Linear) for module in model.decoder.modules())
+    left = {name: module for name, module in model.decoder.named_modules() if isinstance(module, nn.Linear)}
+    assert all(asked == "fp8" and (name == "head" or not fits_fp8(*m.weight.shape)) for name, m in left.items())
     assert not any(parameter.is_meta for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("asked", BOTH)
+@pytest.mark.parametrize("asked", ALL)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_planned_bytes_are_those_that_are_there(checkpoints: Checkpoints, variant: str, asked: Quantization) -> None:
     model, _ = loaded(checkpoints.folder(variant), asked, torch.bfloat16)
@@ -89,7 +92,31 @@ def test_int4_keeps_heads_and_what_has_no_whole_groups_in_int8(checkpoints: Chec
     assert {type(weight) for weight in kinds.values()} == {Int8Weight, Int4Weight}
 
 
-@pytest.mark.parametrize("asked", BOTH)
+def test_fp8_keeps_heads_and_logits_near_those_of_the_plain_weights(checkpoints: Checkpoints) -> None:
+    """A layer's output is off by some 3 % of its norm in all."""
+    folder = checkpoints.folder("llava")
+    plain, model = (loaded(folder, asked)[0] for asked in (None, "fp8"))
+    assert isinstance(model.decoder.head, nn.Linear)
+    made = integers(model)
+    assert all(isinstance(layer.weight, Fp8Weight) for layer in made.values())
+    torch.manual_seed(0)
+    for path, _, _, linear in quantised_layers(plain, "fp8"):
+        x = torch.randn(5, linear.in_features)
+        ours, theirs = made[path.removesuffix(".weight")](x), linear(x)
+        assert float((ours - theirs).norm() / theirs.norm()) < 0.04, path
+
+
+def test_layers_that_fit_no_float8_product_stay_and_are_told_of_once(
+    checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fovea.models.quantized.fits_fp8", lambda rows, width: rows != width)
+    monkeypatch.setattr(logging.getLogger("fovea"), "propagate", True)
+    model, _ = loaded(checkpoints.folder("llava"), "fp8")
+    assert all(isinstance(layer.out, nn.Linear) for layer in model.decoder.layers)
+    assert sum("linear layers stay as they are" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("asked", ALL)
 def test_whole_weights_are_never_there_all_at_once(
     tmp_path: Path, checkpoints: Checkpoints, asked: Quantization
 ) -> None:
@@ -97,7 +124,7 @@ def test_whole_weights_are_never_there_all_at_once(
     model, staged = loaded(folder, asked)
     assert staged is not None
     plain, _ = loaded(folder, None)
-    sizes = [linear.weight.nbytes for _, _, _, linear in quantised_layers(plain)]
+    sizes = [linear.weight.nbytes for _, _, _, linear in quantised_layers(plain, asked)]
     # Two threads hold one each, and one may wait for its last part.
     assert max(sizes) <= staged.most_bytes <= sum(sorted(sizes)[-4:]) < sum(sizes)
     assert not staged._whole
@@ -132,14 +159,14 @@ def test_a_missing_part_of_a_fused_weight_is_named(tmp_path: Path, checkpoints: 
     assert missing in str(caught.value)
 
 
-@pytest.mark.parametrize("asked", BOTH)
+@pytest.mark.parametrize("asked", ALL)
 def test_dummy_weights_are_those_of_the_same_seed_quantised(checkpoints: Checkpoints, asked: Quantization) -> None:
     spec = load_family(checkpoints.folder("llava")).spec
     plain, model = build_empty(spec, torch.float32, CPU), build_empty(spec, torch.float32, CPU, asked)
     fill_dummy(plain, 3)
     fill_dummy(model, 3, Staged(model, asked, CPU))
     made = integers(model)
-    for path, _, _, linear in quantised_layers(plain):
+    for path, _, _, linear in quantised_layers(plain, asked):
         restored = made[path.removesuffix(".weight")].weight.restored()
         assert float((restored - linear.weight).norm() / linear.weight.norm()) < STEP[asked]
     others = dict(model.named_parameters())

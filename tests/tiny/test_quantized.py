@@ -1,4 +1,4 @@
-"""The embedded model's accuracy with integer weights: within half a point of the plain weights'."""
+"""The embedded model's accuracy with integer and float8 weights: within half a point of the plain weights'."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plain(folder: Path, examples: list[evaluate.Example]) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])
 def test_quantised_answers_are_as_right(
     folder: Path, examples: list[evaluate.Example], plain: list[str], quantization: str, dtype: str
 ) -> None:
@@ -52,7 +52,7 @@ def test_quantised_answers_are_as_right(
     assert same >= 0.9 * len(plain)
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])
 def test_the_demo_s_questions_are_answered_one_by_one(folder: Path, quantization: str) -> None:
     pictures = folder.parent / "pictures"
     entries = json.loads((pictures / "questions.json").read_text(encoding="utf-8"))

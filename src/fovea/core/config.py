@@ -16,7 +16,7 @@ GIB = 1024**3
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
-Quantization = Literal["int8", "int4"]
+Quantization = Literal["int8", "int4", "fp8"]
 ModelImpl = Literal["auto", "fused", "generic", "compatible"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -24,7 +24,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "load_format": ("auto", "safetensors", "gguf", "dummy"),
     "model_impl": ("auto", "fused", "generic", "compatible"),
-    "quantization": ("int8", "int4"),
+    "quantization": ("int8", "int4", "fp8"),
     "task": ("generate",),
     "log_format": ("auto", "human", "json"),
     "log_level": ("debug", "info", "warning", "error"),
@@ -63,7 +63,8 @@ class EngineConfig:
         "auto", "Compute type. auto: the checkpoint's on a GPU; on a CPU float32 if that fits, else bfloat16."
     )
     quantization: Quantization | None = option(
-        None, "Keep the decoder's linear layers as integers, made while loading: int8 or int4. On a CPU only."
+        None,
+        "Keep the decoder's linear layers in fewer bits, made while loading: int8 or int4 on a CPU, fp8 on a GPU.",
     )
     device: Device = option("auto", "cpu, cuda, or auto: cuda when there is one.")
     seed: int = option(0, "Seed for requests that bring none, and for dummy weights.", low=0)

@@ -35,6 +35,7 @@ from fovea.models.vlm import VLM
 from fovea.models.weights import build_empty, check_checkpoint, checkpoint_files, fill_dummy, load_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FP8_CAPABILITY = (8, 9)
 MEDIA_THREADS_AT_MOST = 8
 ONE_THREAD_PARAMETERS = 30_000_000
 CPU_FLOAT32_SHARE = 0.4  # of free memory: larger models run in bfloat16 on a CPU
@@ -232,13 +233,17 @@ def choose_device(config: EngineConfig) -> torch.device:
 def _check_quantization(config: EngineConfig, family: Family, device: torch.device) -> None:
     if config.quantization is None:
         return
-    why = None
-    if device.type != "cpu":
-        why = f'the model runs on {device.type}, and integers are multiplied on a CPU only so far; pass device="cpu"'
+    why, is_fp8, runs_on = None, config.quantization == "fp8", device.type
+    if runs_on != "cpu" and not is_fp8:
+        why = f'the model runs on {runs_on}, and integers are multiplied on a CPU only; pass "fp8", or device="cpu"'
+    elif is_fp8 and runs_on == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        why = "this GPU has no products of float8 (compute capability 8.9); int8 and int4 are for CPUs"
     elif isinstance(family, Bridged):
         why = f"{family.name} takes the {family.path} path, on which transformers keeps weights as they are"
     if why is not None:
         raise InvalidOptionError(f"quantization is {config.quantization!r}, but {why}. Or leave it out.")
+    if is_fp8 and runs_on == "cpu":
+        logger.warning("fp8 weights are slow on a CPU: they are restored for every product; int8 and int4 are for CPUs")
 
 
 def choose_dtype(

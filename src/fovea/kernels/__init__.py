@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from fovea.core.log import logger
 from fovea.kernels import pixels_reference, reference
-from fovea.kernels.batch import PLAIN, SMALLEST_HEAD, AttentionBatch, AttentionRule, Norm, Segments
+from fovea.kernels.batch import FEW_ROWS, PLAIN, SMALLEST_HEAD, AttentionBatch, AttentionRule, Norm, Segments
 from fovea.kernels.cpu.library import DTYPES, Crew
 from fovea.kernels.cpu.pixels import cut_patches as native_patches
 from fovea.kernels.cpu.segments import attends
 from fovea.kernels.cpu.segments import segment_attention as native_segments
 from fovea.kernels.cpu.weight import NativeWeight
+from fovea.kernels.fp8_weights import Fp8Weight, has_scaled_product
 
 __all__ = [
     "FEW_ROWS",
@@ -33,6 +34,7 @@ __all__ = [
     "likeliest",
     "linear_add",
     "logits",
+    "mlp_add",
     "norm_gate_up",
     "norm_qkv",
     "on_compile",
@@ -47,8 +49,6 @@ __all__ = [
     "segment_attention",
     "silu_mul",
 ]
-
-FEW_ROWS = 4  # up to here linear layers on CUDA are bound by reading weights, and our kernels read them faster
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -93,11 +93,11 @@ def norm_qkv(
     if head_norms is None and _turns_all(batch, k_cache) and _is_few_rows(x):
         from fovea.kernels.few_rows import norm_qkv as fused
 
-        weight, bias = _parameters(linear)
-        return fused(x, norm.weight, norm.eps, weight, bias, num_heads, k_cache, v_cache, batch)
+        weight, bias, scales = _stored(linear)
+        return fused(x, norm.weight, norm.eps, weight, bias, num_heads, k_cache, v_cache, batch, scales=scales)
     if (native := _native(linear, x)) is not None and native.turns(x):
         return native.norm_qkv(x, norm, num_heads, k_cache, v_cache, batch, head_norms)
-    return project_qkv(norm(x), linear, num_heads, k_cache, v_cache, batch, head_norms)
+    return _store_heads(_normed(x, norm, linear), num_heads, k_cache, v_cache, batch, head_norms)
 
 
 def project_qkv(
@@ -110,7 +110,18 @@ def project_qkv(
     head_norms: tuple[Norm, Norm] | None = None,
 ) -> Tensor:
     """Projection of normed x [T, hidden], then rotate_and_store: rotated queries [T, N, D]."""
-    heads: Tensor = linear(x).view(x.shape[0], -1, k_cache.shape[-1])
+    return _store_heads(linear(x), num_heads, k_cache, v_cache, batch, head_norms)
+
+
+def _store_heads(
+    projected: Tensor,
+    num_heads: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: AttentionBatch,
+    head_norms: tuple[Norm, Norm] | None,
+) -> Tensor:
+    heads = projected.view(projected.shape[0], -1, k_cache.shape[-1])
     if head_norms is not None:
         q, k, v = heads.split((num_heads, k_cache.shape[2], v_cache.shape[2]), dim=1)
         heads = torch.cat((head_norms[0](q), head_norms[1](k), v), dim=1)
@@ -122,10 +133,32 @@ def norm_gate_up(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
     if _is_few_rows(x):
         from fovea.kernels.few_rows import norm_gate_up as fused
 
-        return fused(x, norm.weight, norm.eps, _parameters(linear)[0])
+        weight, _, scales = _stored(linear)
+        return fused(x, norm.weight, norm.eps, weight, scales=scales)
     if (native := _native(linear, x)) is not None and native.has_halves:
         return native.norm_gate_up(x, norm)
-    return silu_mul(linear(norm(x)))
+    return silu_mul(_normed(x, norm, linear))
+
+
+def mlp_add(x: Tensor, norm: Norm, gate_up: nn.Module, down: nn.Module) -> Tensor:
+    """norm_gate_up of x [T, hidden], then linear_add of it to x, whose place the sum may take."""
+    weight = None if _is_few_rows(x) else _scaled_weight(down, x)
+    if weight is None:
+        return linear_add(norm_gate_up(x, norm, gate_up), down, x)
+    from fovea.kernels.fp8 import silu_mul_rows
+
+    return _add(x, weight.scaled_product(*silu_mul_rows(_normed(x, norm, gate_up)), x.dtype), down)
+
+
+def _normed(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
+    """A layer of the normed rows of x."""
+    if (weight := _scaled_weight(linear, x)) is None:
+        made: Tensor = linear(norm(x))
+        return made
+    from fovea.kernels.fp8 import norm_rows
+
+    made = weight.scaled_product(*norm_rows(x, norm.weight, norm.eps), x.dtype)
+    return _with_bias(made, linear)
 
 
 def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
@@ -133,8 +166,11 @@ def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
     if _is_few_rows(x):
         from fovea.kernels.few_rows import linear as fused
 
-        return fused(x, *_parameters(linear), residual=residual)
+        weight, bias, scales = _stored(linear)
+        return fused(x, weight, bias, scales=scales, residual=residual)
     if x.is_cuda:
+        if (fp8 := _fp8(linear)) is not None:
+            return _add(residual, fp8.product(x), linear)
         weight, bias = _parameters(linear)
         summed = residual.addmm_(x, weight.t())
         return summed if bias is None else summed.add_(bias)
@@ -181,8 +217,38 @@ def _turns_all(batch: AttentionBatch, k_cache: Tensor) -> bool:
     return 2 * batch.cos.shape[-1] == k_cache.shape[-1] >= SMALLEST_HEAD
 
 
+def _fp8(linear: nn.Module) -> Fp8Weight | None:
+    weight = None if isinstance(linear, nn.Linear) else getattr(linear, "weight", None)
+    return weight if isinstance(weight, Fp8Weight) else None
+
+
+def _scaled_weight(linear: nn.Module, x: Tensor) -> Fp8Weight | None:
+    """A layer's weight if it is multiplied by rows in float8."""
+    weight = _fp8(linear) if x.is_cuda else None
+    return weight if weight is not None and has_scaled_product(x.device) else None
+
+
+def _add(residual: Tensor, made: Tensor, linear: nn.Module) -> Tensor:
+    """On CUDA: the sum, with the layer's bias, takes the place of the residual."""
+    return _with_bias(residual.add_(made), linear)
+
+
+def _with_bias(made: Tensor, linear: nn.Module) -> Tensor:
+    """The bias is added in place."""
+    assert linear.bias is None or isinstance(linear.bias, Tensor)
+    return made if linear.bias is None else made.add_(linear.bias)
+
+
+def _stored(linear: nn.Module) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Weight, bias, and of a weight in float8 its scales."""
+    if (fp8 := _fp8(linear)) is None:
+        return *_parameters(linear), None
+    assert linear.bias is None or isinstance(linear.bias, Tensor)
+    return fp8.values, linear.bias, fp8.scales
+
+
 def _parameters(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
-    assert isinstance(linear, nn.Linear), "on CUDA linear layers stay as they are"
+    assert isinstance(linear, nn.Linear), "on CUDA this layer stays as it is"
     return linear.weight, linear.bias
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fovea.kernels.cpu.library import Crew
 
+FEW_ROWS = 4  # up to here linear layers on CUDA are bound by reading weights, and our kernels read them faster
 SEGMENT_ROWS = 128  # rows of one entry of Segments.tiles
 SMALLEST_HEAD = 16  # of a decoder on CUDA; kernels compiled for heads of 8 gave other tokens, and nobody knows why yet
 

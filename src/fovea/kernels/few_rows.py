@@ -53,6 +53,14 @@ def _times(weights, values):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _scaled(sums, scales, rows):  # type: ignore[no-untyped-def]
+    """Products with those rows of the weight, where it has a scale for each of them (float8)."""
+    if scales is not None:
+        sums *= tl.load(scales + rows)
+    return sums
+
+
+@triton.jit
 def _norm(values, factors, eps, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
     """A row [1, span] times the norm's weight, and what its products are still to be multiplied by."""
     return values * factors, tl.rsqrt(tl.sum(values * values, axis=1) / WIDTH + eps)
@@ -60,7 +68,7 @@ def _norm(values, factors, eps, WIDTH: tl.constexpr):  # type: ignore[no-untyped
 
 @triton.jit
 def _linear(  # type: ignore[no-untyped-def]
-    x, weight, bias, residual, out, num_rows, num_outputs,
+    x, weight, scales, bias, residual, out, num_rows, num_outputs,
     WIDTH: tl.constexpr, SPAN: tl.constexpr, OUTPUTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     outputs, span = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, SPAN)[None, :]
@@ -74,13 +82,13 @@ def _linear(  # type: ignore[no-untyped-def]
             added += tl.load(bias + wanted).to(tl.float32)
         if residual is not None:
             added += tl.load(residual + row * num_outputs + wanted).to(tl.float32)
-        sums = (_times(weights, values) + added).to(x.dtype.element_ty)
+        sums = (_scaled(_times(weights, values), scales, wanted) + added).to(x.dtype.element_ty)
         tl.store(out + row * num_outputs + outputs, sums.to(out.dtype.element_ty), mask=real)
 
 
 @triton.jit
 def _norm_gate_up(  # type: ignore[no-untyped-def]
-    x, norm_weight, weight, out, num_rows, num_outputs, eps,
+    x, norm_weight, weight, scales, out, num_rows, num_outputs, eps,
     WIDTH: tl.constexpr, SPAN: tl.constexpr, OUTPUTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     outputs, span = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS), tl.arange(0, SPAN)[None, :]
@@ -92,14 +100,15 @@ def _norm_gate_up(  # type: ignore[no-untyped-def]
     for row in range(num_rows):
         values = tl.load(x + row * WIDTH + span, mask=span < WIDTH, other=0.0).to(tl.float32)
         values, scale = _norm(values, factors, eps, WIDTH)
-        gate, up = _times(gates, values) * scale, _times(ups, values) * scale
+        gate = _scaled(_times(gates, values) * scale, scales, wanted)
+        up = _scaled(_times(ups, values) * scale, scales, wanted + num_outputs)
         gated = gate / (1.0 + tl.exp(-gate)) * up
         tl.store(out + row * num_outputs + outputs, gated.to(out.dtype.element_ty), mask=real)
 
 
 @triton.jit
 def _norm_qkv(  # type: ignore[no-untyped-def]
-    x, norm_weight, weight, bias, cos, sin, slots, q_out, k_cache, v_cache, num_rows, eps,
+    x, norm_weight, weight, scales, bias, cos, sin, slots, q_out, k_cache, v_cache, num_rows, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr,
     WIDTH: tl.constexpr, SPAN: tl.constexpr, OUTPUTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -119,7 +128,8 @@ def _norm_qkv(  # type: ignore[no-untyped-def]
         s = tl.load(sin + row * HALF + dim, mask=head < HEADS + KV_HEADS, other=0.0)
         slot = tl.load(slots + row).to(tl.int64) * KV_HEADS * 2 * HALF
         values, scale = _norm(values, factors, eps, WIDTH)
-        low, high = _times(lows, values) * scale, _times(highs, values) * scale
+        low = _scaled(_times(lows, values) * scale, scales, first)
+        high = _scaled(_times(highs, values) * scale, scales, first + HALF)
         if bias is not None:
             low += tl.load(bias + first).to(tl.float32)
             high += tl.load(bias + first + HALF).to(tl.float32)
@@ -136,52 +146,61 @@ def _norm_qkv(  # type: ignore[no-untyped-def]
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, residual: Tensor | None = None,
-    dtype: torch.dtype | None = None, tile: Tile | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, scales: Tensor | None = None,
+    residual: Tensor | None = None, dtype: torch.dtype | None = None, tile: Tile | None = None,
 ) -> Tensor:  # fmt: skip
     """x [T, K] times weight [F, K]: [T, F], rounded to x's type and returned as `dtype`.
 
+    scales: float32 [F], of a weight in float8.
     With a residual [T, F] the sum is formed before rounding and takes the residual's place.
     """
     num_rows, num_outputs = x.shape[0], weight.shape[0]
     out = residual if residual is not None else x.new_empty(num_rows, num_outputs, dtype=dtype or x.dtype)
-    options = _options(x, tile, paired=False)
+    options = _options(x, tile or _tile_for(x, weight, paired=False))
     _linear[(triton.cdiv(num_outputs, options["OUTPUTS"]),)](
-        x.contiguous(), weight, bias, residual, out, num_rows, num_outputs, **options
+        x.contiguous(), weight, scales, bias, residual, out, num_rows, num_outputs, **options
     )
     return out
 
 
-def norm_gate_up(x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, *, tile: Tile | None = None) -> Tensor:
+def norm_gate_up(
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor,
+    *, scales: Tensor | None = None, tile: Tile | None = None,
+) -> Tensor:  # fmt: skip
     """x [T, K], normed, times weight [2 F, K], then silu(gate) * up: [T, F]."""
     num_rows, num_outputs = x.shape[0], weight.shape[0] // 2
     out = x.new_empty(num_rows, num_outputs)
-    options = _options(x, tile, paired=True)
+    options = _options(x, tile or _tile_for(x, weight, paired=True))
     _norm_gate_up[(triton.cdiv(num_outputs, options["OUTPUTS"]),)](
-        x.contiguous(), norm_weight, weight, out, num_rows, num_outputs, eps, **options
+        x.contiguous(), norm_weight, weight, scales, out, num_rows, num_outputs, eps, **options
     )
     return out
 
 
 def norm_qkv(
     x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None, num_heads: int,
-    k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, *, tile: Tile | None = None,
+    k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch,
+    *, scales: Tensor | None = None, tile: Tile | None = None,
 ) -> Tensor:  # fmt: skip
     """x [T, K], normed and projected: rotated queries [T, N, D]; rotated keys, and values, go to the pages."""
     num_kv_heads, head_dim = k_cache.shape[2:]
     q = x.new_empty(x.shape[0], num_heads, head_dim)
-    options = _options(x, tile, paired=True)
+    options = _options(x, tile or _tile_for(x, weight, paired=True))
     _norm_qkv[(triton.cdiv(weight.shape[0] // 2, options["OUTPUTS"]),)](
-        x.contiguous(), norm_weight, weight, bias, batch.cos, batch.sin, batch.slots, q, k_cache, v_cache,
+        x.contiguous(), norm_weight, weight, scales, bias, batch.cos, batch.sin, batch.slots, q, k_cache, v_cache,
         x.shape[0], eps, HEADS=num_heads, KV_HEADS=num_kv_heads, HALF=head_dim // 2, **options,
     )  # fmt: skip
     return q
 
 
-def _options(x: Tensor, tile: Tile | None, *, paired: bool) -> dict[str, Any]:
+def _tile_for(x: Tensor, weight: Tensor, *, paired: bool) -> Tile:
+    """A thread that reads float8 has as many values as one that reads x's type: registers hold them in float32."""
+    return tile_for(x.shape[0], x.shape[1], max(x.element_size(), weight.element_size()), paired=paired)
+
+
+def _options(x: Tensor, tile: Tile) -> dict[str, Any]:
     """The constants of a launch."""
     width, early = x.shape[1], can_start_early(x)
-    tile = tile or tile_for(x.shape[0], width, x.element_size(), paired=paired)
     return {
         "WIDTH": width, "SPAN": triton.next_power_of_2(width), "OUTPUTS": tile.outputs, "EARLY": early,
         "launch_pdl": early, "num_warps": tile.warps, "num_stages": 1,

@@ -116,11 +116,10 @@ class DecoderLayer(nn.Module):
             x = ops.linear_add(attended, self.out, x)
         if self.has_experts:
             added = self.experts(self.mlp_norm(x))
+        elif self.branch_norms is None:
+            return ops.mlp_add(x, self.mlp_norm, self.gate_up, self.down)
         else:
-            hidden = ops.norm_gate_up(x, self.mlp_norm, self.gate_up)
-            if self.branch_norms is None:
-                return ops.linear_add(hidden, self.down, x)
-            added = self.down(hidden)
+            added = self.down(ops.norm_gate_up(x, self.mlp_norm, self.gate_up))
         return x + (added if self.branch_norms is None else self.branch_norms[1](added))
 
     def _step_by_step(self, x: Tensor, pages: KVPages, batch: AttentionBatch, last: LastTokens | None) -> Tensor:

@@ -15,6 +15,7 @@ from fovea.kernels.batch import PLAIN
 from fovea.kernels.cpu.library import Crew
 from fovea.kernels.cpu.step import NativeLayer, NativeStep
 from fovea.kernels.cpu.weight import NativeWeight
+from fovea.kernels.fp8_weights import Fp8Weight
 from fovea.kernels.int_weights import dense_dtype
 from fovea.models.decoder import DecoderLayer
 from fovea.models.quantized import QuantizedLinear
@@ -90,7 +91,7 @@ def use_kernels(model: VLM, crew: Crew) -> None:
         model.encoder.tower.crew = crew
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, QuantizedLinear):
+            if isinstance(child, QuantizedLinear) and not isinstance(child.weight, Fp8Weight):
                 child.native = NativeWeight(crew, child.weight, child.bias)
             elif isinstance(child, nn.Linear) and _stays_plain(child.weight):
                 setattr(parent, name, PlainLinear(child.weight, child.bias, crew))

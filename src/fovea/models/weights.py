@@ -41,7 +41,7 @@ def build_empty(
     for module in model.modules():
         if isinstance(module, Experts):
             module.keep_exact()
-    later = set() if quantization is None else {linear for _, _, _, linear in quantised_layers(model)}
+    later = set() if quantization is None else {linear for _, _, _, linear in quantised_layers(model, quantization)}
     # Not nn.Module.to_empty: of a meta tensor torch 2.14 imports sympy for that, half a second of every start.
     for module in model.modules():
         for name, meta in list(module.named_parameters(recurse=False)):
@@ -69,7 +69,7 @@ def load_weights(
 ) -> None:
     """Fill every parameter from the safetensors files in `folder`, or from the GGUF file that it is.
 
-    staged: those that become integers on their way.
+    staged: those that are quantised on their way.
 
     Raises WeightsError naming what is absent: a shard, a tensor, or a parameter no tensor fills; a tensor the model
     does not know; a shape that differs; a quantised type.
