@@ -30,6 +30,7 @@ __all__ = [
     "add_rms_norm",
     "compile_kernels",
     "cut_patches",
+    "fp8_product",
     "gelu_tanh_mul",
     "likeliest",
     "linear_add",
@@ -170,7 +171,7 @@ def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
         return fused(x, weight, bias, scales=scales, residual=residual)
     if x.is_cuda:
         if (fp8 := _fp8(linear)) is not None:
-            return _add(residual, fp8.product(x), linear)
+            return _add(residual, fp8_product(fp8, x), linear)
         weight, bias = _parameters(linear)
         summed = residual.addmm_(x, weight.t())
         return summed if bias is None else summed.add_(bias)
@@ -220,6 +221,19 @@ def _turns_all(batch: AttentionBatch, k_cache: Tensor) -> bool:
 def _fp8(linear: nn.Module) -> Fp8Weight | None:
     weight = None if isinstance(linear, nn.Linear) else getattr(linear, "weight", None)
     return weight if isinstance(weight, Fp8Weight) else None
+
+
+def fp8_product(weight: Fp8Weight, x: Tensor) -> Tensor:
+    """Fp8Weight.product. On CUDA more than FEW_ROWS rows of x become float8, too."""
+    if _is_few_rows(x):
+        from fovea.kernels.few_rows import linear as fused
+
+        return fused(x, weight.values, scales=weight.scales)
+    if x.is_cuda and has_scaled_product(x.device):
+        from fovea.kernels.fp8 import quantise_rows
+
+        return weight.scaled_product(*quantise_rows(x), x.dtype)
+    return weight.product(x)
 
 
 def _scaled_weight(linear: nn.Module, x: Tensor) -> Fp8Weight | None:

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fovea.core.log import logger
-from fovea.kernels.batch import FEW_ROWS
 from fovea.kernels.int_weights import SCRATCH_ELEMENTS, dense_dtype
 
 FP8 = torch.float8_e4m3fn
@@ -38,27 +37,7 @@ class Fp8Weight:
         return fp8_bytes(*self.values.shape)
 
     def product(self, x: Tensor) -> Tensor:
-        """x [rows, K] times the transposed weight: [rows, N], in the type of x."""
-        if not x.is_cuda:
-            return self._dense(x)
-        if 0 < len(x) <= FEW_ROWS:
-            from fovea.kernels.few_rows import linear
-
-            return linear(x, self.values, scales=self.scales)
-        if not has_scaled_product(x.device):
-            return self._dense(x)
-        from fovea.kernels.fp8 import quantise_rows as quantise
-
-        return self.scaled_product(*quantise(x), x.dtype)
-
-    def scaled_product(self, rows: Tensor, steps: Tensor, dtype: torch.dtype) -> Tensor:
-        """rows float8 [M, K] with scales float32 [M, 1]: [M, N], rounded to bfloat16 and returned as dtype. On CUDA."""
-        made: Tensor = torch._scaled_mm(
-            rows, self.values.t(), steps, self.scales[None], out_dtype=torch.bfloat16, use_fast_accum=FAST_ACCUM
-        )
-        return made.to(dtype)
-
-    def _dense(self, x: Tensor) -> Tensor:
+        """x [rows, K] times the transposed weight, of which blocks are restored: [rows, N], in the type of x."""
         dtype = x.dtype if x.is_cuda or x.dtype == torch.float32 else dense_dtype(x.dtype)
         wide, out = x.to(dtype), x.new_empty(len(x), len(self.values))
         count = max(1, SCRATCH_ELEMENTS // x.shape[1])
@@ -66,6 +45,13 @@ class Fp8Weight:
         for values, scales, into in pairs:
             into.copy_(F.linear(wide, values.to(dtype)).float().mul_(scales))
         return out
+
+    def scaled_product(self, rows: Tensor, steps: Tensor, dtype: torch.dtype) -> Tensor:
+        """rows float8 [M, K] with scales float32 [M, 1]: [M, N], rounded to bfloat16 and returned as dtype. On CUDA."""
+        made: Tensor = torch._scaled_mm(
+            rows, self.values.t(), steps, self.scales[None], out_dtype=torch.bfloat16, use_fast_accum=FAST_ACCUM
+        )
+        return made.to(dtype)
 
     def restored(self) -> Tensor:
         """The weight that the values stand for [N, K], in float32."""

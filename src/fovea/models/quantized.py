@@ -14,11 +14,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from fovea import kernels as ops
 from fovea.core.config import Quantization
 from fovea.core.log import logger
 from fovea.families.spec import ModelSpec
 from fovea.kernels.cpu.weight import NativeWeight
-from fovea.kernels.fp8_weights import SIDE, fits_fp8, fp8_bytes, quantise_fp8
+from fovea.kernels.fp8_weights import SIDE, Fp8Weight, fits_fp8, fp8_bytes, quantise_fp8
 from fovea.kernels.int_weights import GROUP, IntWeight, int4_bytes, int8_bytes, quantise_int4, quantise_int8
 from fovea.models.moe import Experts
 from fovea.models.vlm import VLM
@@ -37,7 +38,8 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [rows, K] to [rows, N], in the type of x
         if self.native is not None and self.native.multiplies(x):
             return self.native.linear(x)
-        made = self.weight.product(x)
+        weight = self.weight
+        made = ops.fp8_product(weight, x) if isinstance(weight, Fp8Weight) else weight.product(x)
         return made if self.bias is None else made + self.bias
 
 
