@@ -148,7 +148,7 @@ def mlp_add(x: Tensor, norm: Norm, gate_up: nn.Module, down: nn.Module) -> Tenso
         return linear_add(norm_gate_up(x, norm, gate_up), down, x)
     from fovea.kernels.fp8 import silu_mul_rows
 
-    return _add(x, weight.scaled_product(*silu_mul_rows(_normed(x, norm, gate_up)), x.dtype), down)
+    return _with_bias(x.add_(weight.scaled_product(*silu_mul_rows(_normed(x, norm, gate_up)), x.dtype)), down)
 
 
 def _normed(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
@@ -158,8 +158,7 @@ def _normed(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
         return made
     from fovea.kernels.fp8 import norm_rows
 
-    made = weight.scaled_product(*norm_rows(x, norm.weight, norm.eps), x.dtype)
-    return _with_bias(made, linear)
+    return _with_bias(weight.scaled_product(*norm_rows(x, norm.weight, norm.eps), x.dtype), linear)
 
 
 def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
@@ -171,7 +170,7 @@ def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
         return fused(x, weight, bias, scales=scales, residual=residual)
     if x.is_cuda:
         if (fp8 := _fp8(linear)) is not None:
-            return _add(residual, fp8_product(fp8, x), linear)
+            return _with_bias(residual.add_(fp8_product(fp8, x)), linear)
         weight, bias = _parameters(linear)
         summed = residual.addmm_(x, weight.t())
         return summed if bias is None else summed.add_(bias)
@@ -240,11 +239,6 @@ def _scaled_weight(linear: nn.Module, x: Tensor) -> Fp8Weight | None:
     """A layer's weight if it is multiplied by rows in float8."""
     weight = _fp8(linear) if x.is_cuda else None
     return weight if weight is not None and has_scaled_product(x.device) else None
-
-
-def _add(residual: Tensor, made: Tensor, linear: nn.Module) -> Tensor:
-    """On CUDA: the sum, with the layer's bias, takes the place of the residual."""
-    return _with_bias(residual.add_(made), linear)
 
 
 def _with_bias(made: Tensor, linear: nn.Module) -> Tensor:
