@@ -59,6 +59,9 @@ class AttentionBatch:
     the packed ones, its last entry their number; on CUDA it spares prefill a copy. `arrivals` are zeros which
     decode attention on CUDA counts in and leaves as zeros: whoever repeats steps makes them once; None: made each time.
 
+    `shared_len`: so many first keys of all decode sequences are the same ones, in the same blocks, and none ends with
+    them; which may be read once for all of them. None: nobody has looked.
+
     `open_spans[i]`: ranges [start, end) of sequence i's tokens, inside which all see each other; those that its new
     tokens touch. New tokens end where such a range does, or outside. None: there are none in any sequence.
     """
@@ -74,6 +77,7 @@ class AttentionBatch:
     sin: Tensor  # [T, D / 2] float32
     query_starts: Tensor | None = None  # [S + 1] int64 or int32
     arrivals: Tensor | None = None  # [at least num_decode * G] int32
+    shared_len: Tensor | None = None  # [1] int64
     open_spans: list[tuple[tuple[int, int], ...]] | None = None
     crew: Crew | None = None  # who decodes on a CPU; None: the plain form
     positions: Tensor | None = None  # [rows, T] int64, for decoders that rotate by themselves
