@@ -133,7 +133,7 @@ def compare_paged(pages: Pages, heads: int) -> None:
 
 def compare_shared(rng: random.Random, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
     """Sequences that begin with the same blocks, a padded row among them: as if each had them for itself."""
-    block, count, begin = rng.choice(BLOCK_SIZES), rng.choice((2, 9, 23)), rng.choice((1, 2, 9))
+    block, count, begin = rng.choice(BLOCK_SIZES), rng.choice((15, 20, 31)), rng.choice((1, 2, 9))
     lengths = [begin * block + rng.randint(1, 70) for _ in range(count)] + [0]
     cache = noise(2, 4 * count, block, kv_heads, dim, dtype=dtype)
     tables = torch.randint(0, 4 * count, (count + 1, -(-max(lengths) // block)))

@@ -22,14 +22,13 @@ from fovea.engine.memory import MemoryPlan
 from fovea.engine.sampler import choose_likeliest
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
-from fovea.kernels.batch import AttentionBatch
+from fovea.kernels.batch import SHARED_FROM, AttentionBatch
 from fovea.models.decoder import KVPages, Rope
 from fovea.models.vlm import VLM
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 EVEN = 2  # numbers of 8 bytes: rows begin at multiples of 16, or Triton would compile kernels anew for one sequence
-SHARED_FROM = 16  # sequences: from here on a beginning that all of them have is worth a kernel of its own
-SHARED_TOKENS = 128  # and from so many tokens
+SHARED_TOKENS = 128  # from so many on a beginning that all sequences have is worth a kernel of its own
 TOKEN, SLOT, KV_LEN, REGIME, POSITION = range(5)  # rows of the input buffer; one position row or three
 
 
@@ -101,13 +100,22 @@ class Recorder:
         if size not in graphs and self.is_on:
             graphs[size] = None
         elif self.is_on and graphs[size] is None:
-            try:
-                rehearse()
-                graphs[size] = self.record(body)
-            except RuntimeError as error:  # no memory, or the model waits for the device somewhere
-                self.is_on = False
-                logger.warning("no further CUDA graphs, steps of new sizes run without: %s", str(error)[:200])
+            self.make(graphs, size, rehearse, body)
         return graphs.get(size)
+
+    def make(
+        self,
+        graphs: dict[Size, Recorded | None],
+        size: Size,
+        rehearse: Callable[[], object],
+        body: Callable[[], Tensor],
+    ) -> None:
+        try:
+            rehearse()
+            graphs[size] = self.record(body)
+        except RuntimeError as error:  # no memory, or the model waits for the device somewhere
+            self.is_on = False
+            logger.warning("no further CUDA graphs, steps of new sizes run without: %s", str(error)[:200])
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +131,7 @@ class Shared:
     last: Tensor
     logits: Tensor  # [at least as many rows as a graph has, vocabulary] in the model's type
     arrivals: Tensor  # see AttentionBatch
+    nothing: Tensor  # shared_len where nobody looks for it
     plan: MemoryPlan
     recorder: Recorder
 
@@ -247,7 +256,7 @@ class DecodeGraphs:
             cos=cos,
             sin=sin,
             arrivals=shared.arrivals,
-            shared_len=self._shared_len(self._rows, size) if size >= SHARED_FROM else None,
+            shared_len=self._shared_len(self._rows, size),
             positions=rows[POSITION:],
         )
         decoder = shared.model.decoder

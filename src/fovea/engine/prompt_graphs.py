@@ -2,7 +2,8 @@
 
 A step's tokens are padded to one of some dozen numbers. Its sequences, those of one token too, are told to the device
 alone, as many as a graph has room for; those that are not there have no tokens. Padded tokens write to a page nobody
-reads and belong to no sequence. A graph is made when its size is wanted for the second time: no start waits for it.
+reads and belong to no sequence. The graphs of a full step are made at the start; one of another size when it is wanted
+for the second time: no start waits for it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fovea.models.moe import FEW_TOKENS
 
 TOKENS = (16, 32, 64, 128, 192, 256, 384, *range(512, 8193, 128))
 FEW_SEQUENCES = 64  # the kernel finds its tiles among so many at once
+SPARE_TOKENS = 512  # of padding that cost less than launching a step's kernels one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +80,29 @@ class PromptGraphs:
         self._has_levels = spec.projector.deepstack > 0
         self._graphs: dict[_Size, Recorded | None] = {}  # None: wanted once
 
+    def rehearse(self) -> None:
+        """Run a full step once as it will be captured."""
+        for size in self._full_sizes():
+            self._rehearse(size)
+
+    def capture(self) -> None:
+        """The graphs of a full step, for few sequences and for many."""
+        for size in self._full_sizes():
+            self._shared.recorder.make(self._graphs, size, partial(self._rehearse, size), partial(self._step, size))
+
     def fits(self, chunks: list[Chunk]) -> bool:
         """Whether there is a graph, or one could be made now."""
-        size = self._size(chunks)
-        if size is None or not _is_usual(chunks, with_spans=not self._has_levels):
+        wanted = self._sizes_for(chunks)
+        if not wanted or not _is_usual(chunks, with_spans=not self._has_levels):
             return False
-        bodies = partial(self._rehearse, size), partial(self._step, size)
-        return self._shared.recorder.when_wanted_again(self._graphs, size, *bodies) is not None
+        bodies = partial(self._rehearse, wanted[0]), partial(self._step, wanted[0])
+        self._shared.recorder.when_wanted_again(self._graphs, wanted[0], *bodies)
+        return self._made(wanted) is not None
 
     def run(self, chunks: list[Chunk], cache: EncoderCache[Tensor]) -> tuple[Tensor, Tensor]:
         """Raw logits of the chunks that sample [rows, vocabulary] and their likeliest tokens; until the next run."""
-        size, shared = self._size(chunks), self._shared
-        assert size is not None
+        size, shared = self._made(self._sizes_for(chunks)), self._shared
+        assert size is not None, "asked for what fits"
         inputs = self._send(chunks, size)
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
         x = self._x[:num_tokens]
@@ -97,7 +110,7 @@ class PromptGraphs:
         levels = insert_embeddings(x, chunks, cache)
         assert levels is None
         recorded = self._graphs[size]
-        assert recorded is not None, "asked for what fits"
+        assert recorded is not None
         graph, logits = recorded
         graph.replay()
         count = len(sampling(chunks))
@@ -111,10 +124,18 @@ class PromptGraphs:
         self._step(size)
         self._shared.last.copy_(last)
 
-    def _size(self, chunks: list[Chunk]) -> _Size | None:
-        """The smallest that holds them."""
+    def _full_sizes(self) -> list[_Size]:
+        return [size for size in self._sizes if size.tokens == self._sizes[-1].tokens]
+
+    def _sizes_for(self, chunks: list[Chunk]) -> list[_Size]:
+        """Those that hold them, the best first, with little more padding than that."""
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
-        return next((s for s in self._sizes if s.tokens >= num_tokens and s.sequences >= len(chunks)), None)
+        holding = [s for s in self._sizes if s.tokens >= num_tokens and s.sequences >= len(chunks)]
+        return [s for s in holding if s is holding[0] or s.tokens <= num_tokens + SPARE_TOKENS]
+
+    def _made(self, sizes: list[_Size]) -> _Size | None:
+        """The first that has a graph."""
+        return next((size for size in sizes if self._graphs.get(size) is not None), None)
 
     def _inputs(self, size: _Size) -> _Inputs:
         return _Inputs.over(self._flat, size, self._rows, self._blocks)
@@ -154,6 +175,7 @@ class PromptGraphs:
             sin=sin,
             query_starts=inputs.starts,
             arrivals=shared.arrivals,
+            shared_len=shared.nothing,
             positions=inputs.positions,
         )
         last = last_tokens(batch, inputs.last_rows, [])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fovea.kernels.cpu.library import Crew
 
 SEGMENT_ROWS = 128  # rows of one entry of Segments.tiles
+SHARED_FROM = 16  # decode sequences: fewer are not asked whether they begin alike
 SMALLEST_HEAD = 16  # of a decoder on CUDA; kernels compiled for heads of 8 gave other tokens, and nobody knows why yet
 
 
@@ -60,7 +61,8 @@ class AttentionBatch:
     decode attention on CUDA counts in and leaves as zeros: whoever repeats steps makes them once; None: made each time.
 
     `shared_len`: so many first keys of all decode sequences are the same ones, in the same blocks, and none ends with
-    them; which may be read once for all of them. None: nobody has looked.
+    them; which may be read once for all of them. With fewer than SHARED_FROM sequences nobody reads it. None: nobody
+    has looked.
 
     `open_spans[i]`: ranges [start, end) of sequence i's tokens, inside which all see each other; those that its new
     tokens touch. New tokens end where such a range does, or outside. None: there are none in any sequence.

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fovea.kernels.attention_tiles import LOG2_E, MIN_DOT_SIDE
-from fovea.kernels.batch import AttentionBatch
+from fovea.kernels.batch import SHARED_FROM, AttentionBatch
 from fovea.kernels.early import can_start_early, wait
 
 NOTHING = tl.constexpr(-1e30)  # the best score of a row that has seen no key; finite, so that differences are numbers
@@ -247,27 +247,27 @@ def paged_decode(
     row_bytes = head_dim * q.element_size()
     tile, together = tile or default_tile(group, row_bytes), _fitting(together, row_bytes)
     splits, dim = num_splits(num_seqs, num_kv_heads, tile), triton.next_power_of_2(head_dim)
-    begins = 0 if batch.shared_len is None else together.most_splits
+    shared = batch.shared_len if num_seqs >= SHARED_FROM else None
+    begins, rows = 0 if shared is None else together.most_splits, 1 if group == 1 else max(MIN_DOT_SIDE, group)
     parts = triton.next_power_of_2(begins + splits)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     partial, sums, arrivals = _scratch(q, parts, num_kv_heads, batch) if parts > 1 else (out, out, out)
     merged, early = triton.next_power_of_2(group), can_start_early(q)
-    q, shared, scale = q.contiguous(), batch.kv_lens_tensor, head_dim**-0.5 * LOG2_E
+    q, scale = q.contiguous(), head_dim**-0.5 * LOG2_E
     sizes = {
         "HEADS": num_heads, "KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim, "DIM": dim, "BLOCK_SIZE": block_size,
         "PARTS": parts, "BEGINS": begins, "EARLY": early, "launch_pdl": early,
     }  # fmt: skip
-    if batch.shared_len is not None:
-        shared = batch.shared_len
+    if shared is not None:
         _common_beginning[(num_kv_heads, begins, triton.cdiv(num_seqs * group, TOGETHER_ROWS))](
             q, k_cache, v_cache, batch.block_tables, shared, partial, sums, scale, num_seqs,
             **sizes, ROWS=TOGETHER_ROWS, KEYS=together.keys, STAGES=together.stages, num_warps=together.warps,
         )  # fmt: skip
     _paged_decode[(num_kv_heads, splits, num_seqs)](
-        q, k_cache, v_cache, out, batch.block_tables, batch.kv_lens_tensor, shared, partial, sums, arrivals, scale,
-        batch.block_tables.stride(0), **sizes, ROWS=1 if group == 1 else max(MIN_DOT_SIDE, merged), MERGED=merged,
-        KEYS=tile.keys, SPLITS=splits, BEGIN_KEYS=together.keys, STAGES=tile.stages, num_warps=tile.warps,
-        AT_ONCE=max(1, min(parts, MERGED_AT_ONCE // (merged * dim))),
+        q, k_cache, v_cache, out, batch.block_tables, batch.kv_lens_tensor, out if shared is None else shared, partial,
+        sums, arrivals, scale, batch.block_tables.stride(0), **sizes, ROWS=triton.next_power_of_2(rows),
+        MERGED=merged, KEYS=tile.keys, SPLITS=splits, BEGIN_KEYS=together.keys, STAGES=tile.stages,
+        AT_ONCE=max(1, min(parts, MERGED_AT_ONCE // (merged * dim))), num_warps=tile.warps,
     )  # fmt: skip
     return out
 
