@@ -16,6 +16,7 @@ from fovea.core.config import EngineConfig
 from fovea.core.errors import BatchError, FoveaError, InvalidOptionError, RequestError, RequestFailedError
 from fovea.core.log import logger, show_logs
 from fovea.core.params import SamplingParams
+from fovea.core.turns import Turns
 from fovea.core.types import RequestOutput, TokenOutput
 from fovea.engine.build import build_engine, media_threads, plan_engine, suited
 from fovea.families.registry import load_family
@@ -64,6 +65,7 @@ class LLM:
         self.engine = build_engine(blueprint, self.config, self.family, folder, use_tqdm=use_tqdm)
         self._num_threads = media_threads(self.config)
         self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fovea-media")
+        self._turns = Turns()
         self._request_numbers = itertools.count()
         self._lock = threading.RLock()  # around the engine: calls may overlap, from one thread or several
         self._runs: dict[str, _Run] = {}  # which call a request belongs to
@@ -211,11 +213,12 @@ class LLM:
         self, maker: FormMaker, params: SamplingParams, request_id: str, arrived: float, shared: SharedDecodes | None
     ) -> Prepared:
         try:
-            started = time.perf_counter()
-            form = maker()
-            rendered_s = time.perf_counter() - started
-            prepared = self._preparer.prepare(form, params, request_id, arrived, shared=shared)
-            return replace(prepared, prompt_s=prepared.prompt_s + rendered_s)
+            with self._turns.take():
+                started = time.perf_counter()
+                form = maker()
+                rendered_s = time.perf_counter() - started
+                prepared = self._preparer.prepare(form, params, request_id, arrived, shared=shared)
+                return replace(prepared, prompt_s=prepared.prompt_s + rendered_s)
         except FoveaError:
             raise
         except Exception as error:  # the boundary between one prompt and the rest

@@ -148,9 +148,9 @@ def test_until_then_a_graph_with_a_little_more_padding_does(graphs: PromptGraphs
     assert made.tokens == 192, "the second time it gets its own"
 
 
-def test_the_graphs_of_a_full_step_are_made_at_the_start(graphs: PromptGraphs) -> None:
+def test_some_graphs_are_made_at_the_start_and_serve_sizes_that_come_for_the_first_time(graphs: PromptGraphs) -> None:
     graphs.capture()
-    assert graphs.fits([chunk(0, 8190, [1], 8190)])
+    assert [graphs.fits([chunk(0, count, [1], count)]) for count in (8190, 1100, 1)] == [True, True, True]
     assert not graphs.fits([chunk(0, 7600, [1], 7600)]), "too much padding"
 
 

@@ -2,8 +2,8 @@
 
 A step's tokens are padded to one of some dozen numbers. Its sequences, those of one token too, are told to the device
 alone, as many as a graph has room for; those that are not there have no tokens. Padded tokens write to a page nobody
-reads and belong to no sequence. The graphs of a full step are made at the start; one of another size when it is wanted
-for the second time: no start waits for it.
+reads and belong to no sequence. A few graphs are made at the start, those of a full step among them; one of another
+size when it is wanted for the second time, and until then the next larger one does if it is not much larger.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fovea.models.moe import FEW_TOKENS
 
 TOKENS = (16, 32, 64, 128, 192, 256, 384, *range(512, 8193, 128))
 FEW_SEQUENCES = 64  # the kernel finds its tiles among so many at once
+FIRST_TOKENS = (512, 1024, 1536, 2048)  # of graphs that are made at the start, beside a full step's
 SPARE_TOKENS = 512  # of padding that cost less than launching a step's kernels one by one
 
 
@@ -82,13 +83,17 @@ class PromptGraphs:
 
     def rehearse(self) -> None:
         """Run a full step once as it will be captured."""
-        for size in self._full_sizes():
+        for size in self._sizes_of(self._sizes[-1].tokens):
             self._rehearse(size)
 
     def capture(self) -> None:
-        """The graphs of a full step, for few sequences and for many."""
-        for size in self._full_sizes():
-            self._shared.recorder.make(self._graphs, size, partial(self._rehearse, size), partial(self._step, size))
+        """Largest first, so that smaller graphs fit into memory that is there already."""
+        for tokens in sorted({*FIRST_TOKENS, self._sizes[-1].tokens}, reverse=True):
+            sizes = self._sizes_of(tokens)
+            for size in sizes:
+                self._shared.recorder.make(
+                    self._graphs, size, partial(self._rehearse, sizes[0]), partial(self._step, size)
+                )
 
     def fits(self, chunks: list[Chunk]) -> bool:
         """Whether there is a graph, or one could be made now."""
@@ -124,8 +129,9 @@ class PromptGraphs:
         self._step(size)
         self._shared.last.copy_(last)
 
-    def _full_sizes(self) -> list[_Size]:
-        return [size for size in self._sizes if size.tokens == self._sizes[-1].tokens]
+    def _sizes_of(self, tokens: int) -> list[_Size]:
+        """For few sequences and for many."""
+        return [size for size in self._sizes if size.tokens == tokens]
 
     def _sizes_for(self, chunks: list[Chunk]) -> list[_Size]:
         """Those that hold them, the best first, with little more padding than that."""
