@@ -17,7 +17,7 @@ from fovea.engine.batch import build_batch
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.graphs import Recorded, Recorder, Shared
 from fovea.engine.memory import MemoryPlan
-from fovea.engine.prompt_graphs import PromptGraphs, _Inputs
+from fovea.engine.prompt_graphs import WORTH_TOKENS, PromptGraphs, _Inputs
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from fovea.families.registry import load_family
@@ -146,6 +146,20 @@ def test_until_then_a_graph_with_a_little_more_padding_does(graphs: PromptGraphs
     made = graphs._made(graphs._sizes_for(small))
     assert made is not None
     assert made.tokens == 192, "the second time it gets its own"
+
+
+def test_steps_of_many_sequences_make_do_with_a_larger_graph_while_that_is_cheaper(graphs: PromptGraphs) -> None:
+    """Of 144 tokens: 192 would do, 512 is there."""
+    graphs.capture()
+    many = [chunk(0, 48, [1], 48) for _ in range(3)]
+    used = []
+    for _ in range(2 + WORTH_TOKENS // (512 - 192)):
+        assert graphs.fits(many)
+        made = graphs._made(graphs._sizes_for(many))
+        assert made is not None
+        used.append(made.tokens)
+    assert used[:-1] == [512] * (len(used) - 1)
+    assert used[-1] == 192
 
 
 def test_some_graphs_are_made_at_the_start_and_serve_sizes_that_come_for_the_first_time(graphs: PromptGraphs) -> None:

@@ -3,7 +3,7 @@
 A step's tokens are padded to one of some dozen numbers. Its sequences, those of one token too, are told to the device
 alone, as many as a graph has room for; those that are not there have no tokens. Padded tokens write to a page nobody
 reads and belong to no sequence. A few graphs are made at the start, those of a full step among them; one of another
-size when it is wanted for the second time, and until then the next larger one does if it is not much larger.
+size when it is wanted for the second time. The next larger one does until then, and while it costs less than that.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ TOKENS = (16, 32, 64, 128, 192, 256, 384, *range(512, 8193, 128))
 FEW_SEQUENCES = 64  # the kernel finds its tiles among so many at once
 FIRST_TOKENS = (512, 1024, 1536, 2048)  # of graphs that are made at the start, beside a full step's
 SPARE_TOKENS = 512  # of padding that cost less than launching a step's kernels one by one
+WORTH_TOKENS = 4096  # of padding that cost as much as making a graph
+ALONE = 2  # sequences of a step whose size will come again; with more of them sizes are as good as random
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class PromptGraphs:
         self._x = torch.zeros(largest.tokens, spec.decoder.hidden_size, dtype=shared.model.dtype, device=device)
         self._has_levels = spec.projector.deepstack > 0
         self._graphs: dict[_Size, Recorded | None] = {}  # None: wanted once
+        self._padded: dict[_Size, int] = {}  # tokens that a larger graph computed for nothing
 
     def rehearse(self) -> None:
         """Run a full step once as it will be captured."""
@@ -100,8 +103,10 @@ class PromptGraphs:
         wanted = self._sizes_for(chunks)
         if not wanted or not _is_usual(chunks, with_spans=not self._has_levels):
             return False
-        bodies = partial(self._rehearse, wanted[0]), partial(self._step, wanted[0])
-        self._shared.recorder.when_wanted_again(self._graphs, wanted[0], *bodies)
+        made = self._made(wanted)
+        if made is None or (made != wanted[0] and not self._does(made, wanted[0], len(chunks))):
+            bodies = partial(self._rehearse, wanted[0]), partial(self._step, wanted[0])
+            self._shared.recorder.when_wanted_again(self._graphs, wanted[0], *bodies)
         return self._made(wanted) is not None
 
     def run(self, chunks: list[Chunk], cache: EncoderCache[Tensor]) -> tuple[Tensor, Tensor]:
@@ -128,6 +133,11 @@ class PromptGraphs:
         self._inputs(size).slots.fill_(self._shared.idle_slot)
         self._step(size)
         self._shared.last.copy_(last)
+
+    def _does(self, made: _Size, wanted: _Size, num_sequences: int) -> bool:
+        """Whether a larger graph may take the place of the one that is wanted once more."""
+        self._padded[wanted] = self._padded.get(wanted, 0) + made.tokens - wanted.tokens
+        return num_sequences > ALONE and self._padded[wanted] < WORTH_TOKENS
 
     def _sizes_of(self, tokens: int) -> list[_Size]:
         """For few sequences and for many."""
