@@ -15,7 +15,7 @@ from benchmarks.kernels.measure import Arms, Case, Run, sets_for
 from benchmarks.kernels.shapes import ELEMENT_BYTES, Pages, Shapes, linear, noise, norm
 from fovea import kernels as ops
 from fovea.engine.sampler import choose_likeliest
-from fovea.kernels import elementwise, few_rows, norms, reference
+from fovea.kernels import draw_reference, elementwise, few_rows, norms, reference
 from fovea.kernels.attention_tiles import Tile
 from fovea.kernels.paged_decode import DecodeTile, paged_decode
 from fovea.kernels.paged_prefill import paged_prefill
@@ -44,6 +44,7 @@ def cases(s: Shapes) -> Iterator[Case]:
         yield Case(s.name, "rotary", size, rows * (s.head_dim * 4 + 32), _rotary(s, rows))
     for rows in DECODE_ROWS:
         yield Case(s.name, "choose_likeliest", f"{rows} rows", rows * s.vocab * 4, _likeliest(s, rows))
+        yield Case(s.name, "draw", f"{rows} rows", rows * s.vocab * 4, _draw(s, rows))
         kv_bytes = 2 * rows * KEYS * s.kv_heads * s.head_dim * ELEMENT_BYTES
         flops = 4 * rows * KEYS * s.heads * s.head_dim
         yield Case(s.name, "paged_decode", f"{rows} x {KEYS} keys", kv_bytes, _decode(s, rows, kv_bytes), flops)
@@ -216,6 +217,19 @@ def _likeliest(s: Shapes, rows: int) -> Callable[[], Arms]:
         sets = sets_for(rows * s.vocab * 4)
         logits = [noise(rows, s.vocab).float() for _ in range(sets)]
         return Arms(lambda i: choose_likeliest(logits[i]), {"argmax": lambda i: logits[i].argmax(-1)}, sets)
+
+    return build
+
+
+def _draw(s: Shapes, rows: int) -> Callable[[], Arms]:
+    """With a temperature, top_k and top_p."""
+
+    def build() -> Arms:
+        logits, order = 3 * noise(rows, s.vocab).float(), torch.arange(rows, device=shapes.CARD)
+        numbers = torch.tensor([[1.0, 0.0, 50, 0.9, 0.5]] * rows, dtype=torch.float64).T.contiguous()
+        ways = ops.Ways(numbers.to(shapes.CARD), is_truncated=True)
+        plain = {"sorted": lambda i: draw_reference.draw(logits, ways)}
+        return Arms(lambda i: ops.draw(logits, order, ways), plain)
 
     return build
 

@@ -150,6 +150,13 @@ class Runner:
             self._tower_graphs.rehearse()
 
     @torch.inference_mode()
+    def rehearse_draw(self) -> None:
+        """Draw a token as requests with a temperature will."""
+        params = SamplingParams(temperature=1.0, top_p=0.5)
+        row = SamplingRow(params, (), (), generator=torch.Generator())
+        choose(torch.zeros(1, self.vocab_size, device=self.model.device), [row])
+
+    @torch.inference_mode()
     def capture_graphs(self) -> None:
         """Until then every step is eager."""
         if self._graphs is None or self._prompt_graphs is None:

@@ -14,21 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fovea.core.log import logger
-from fovea.kernels import pixels_reference, reference
+from fovea.kernels import draw_reference, pixels_reference, reference
 from fovea.kernels.batch import PLAIN, SMALLEST_HEAD, AttentionBatch, AttentionRule, Norm, Segments
 from fovea.kernels.cpu.library import DTYPES, Crew
 from fovea.kernels.cpu.pixels import cut_patches as native_patches
 from fovea.kernels.cpu.segments import attends
 from fovea.kernels.cpu.segments import segment_attention as native_segments
 from fovea.kernels.cpu.weight import NativeWeight
+from fovea.kernels.draw_reference import Ways
 
 __all__ = [
     "FEW_ROWS",
     "Norm",
+    "Ways",
     "add_layer_norm",
     "add_rms_norm",
     "compile_kernels",
     "cut_patches",
+    "draw",
     "gelu_tanh_mul",
     "likeliest",
     "linear_add",
@@ -163,6 +166,15 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 
         return fused(logits)
     return reference.likeliest(logits)
+
+
+def draw(logits: Tensor, rows: Tensor, ways: Ways) -> Tensor:
+    """draw_reference.draw of some rows [R] of float32 logits [S, V]."""
+    if logits.is_cuda:
+        from fovea.kernels.draw import draw as fused
+
+        return fused(logits, rows, ways)
+    return draw_reference.draw(logits[rows], ways)
 
 
 def _is_few_rows(x: Tensor) -> bool:
