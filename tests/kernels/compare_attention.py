@@ -17,6 +17,7 @@ from fovea.kernels.batch import AttentionBatch, Segments, segment_tiles
 from fovea.kernels.packed_attention import segment_attention
 from fovea.kernels.paged_decode import ALONE, GROUPED, paged_decode
 from fovea.kernels.paged_prefill import paged_prefill
+from tests.kernels.support import wanted_dtypes
 
 ON_CARD = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_CARD else "cpu")
@@ -30,7 +31,7 @@ TILE = None if ON_CARD else Tile(queries=64, keys=32, warps=4, stages=2)  # fewe
 
 def main() -> None:
     rng = random.Random(0)
-    for dtype in TOLERANCE if ON_CARD else (torch.float32,):
+    for dtype in wanted_dtypes(TOLERANCE) if ON_CARD else (torch.float32,):
         for heads, dim in TOWER_HEADS:
             count = rng.randint(1, 4 if ON_CARD else 2)
             lengths = [rng.choice((1, 31, 32, 33, 127, 128, 129, rng.randint(1, 150))) for _ in range(count)]
