@@ -47,11 +47,11 @@ def combinations(sweep: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def all_cases(models: Sequence[str], only: Sequence[str]) -> Iterator[Case]:
-    from benchmarks.kernels import decoder, shapes, tower
+    from benchmarks.kernels import decoder, fp8, shapes, tower
 
     for model in shapes.MODELS:
         if model.name in models:
-            for case in (*decoder.cases(model), *tower.cases(model)):
+            for case in (*decoder.cases(model), *fp8.cases(model), *tower.cases(model)):
                 if not only or case.kernel.startswith(tuple(only)):
                     yield case
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from benchmarks.kernels.measure import Arms, Case, Run, sets_for
 from benchmarks.kernels.shapes import ELEMENT_BYTES, Pages, Shapes, linear, noise, norm
 from fovea import kernels as ops
 from fovea.engine.sampler import choose_likeliest
-from fovea.kernels import elementwise, few_rows, norms, reference
+from fovea.kernels import draw_reference, elementwise, few_rows, norms, reference
 from fovea.kernels.attention_tiles import Tile
 from fovea.kernels.paged_decode import DecodeTile, paged_decode
 from fovea.kernels.paged_prefill import paged_prefill
@@ -22,6 +23,7 @@ from fovea.kernels.paged_prefill import paged_prefill
 ROWS = (1, 4, 64, 256, 8192)
 DECODE_ROWS = (1, 64, 256)
 KEYS = 1024
+QUESTIONS, OWN_KEYS = 64, 32  # about one picture
 # New tokens and keys of each sequence of a step that computes prompts.
 PREFILLS = {
     "1 x 1028": ([1028], [1028]),
@@ -42,9 +44,13 @@ def cases(s: Shapes) -> Iterator[Case]:
         yield Case(s.name, "rotary", size, rows * (s.head_dim * 4 + 32), _rotary(s, rows))
     for rows in DECODE_ROWS:
         yield Case(s.name, "choose_likeliest", f"{rows} rows", rows * s.vocab * 4, _likeliest(s, rows))
+        yield Case(s.name, "draw", f"{rows} rows", rows * s.vocab * 4, _draw(s, rows))
         kv_bytes = 2 * rows * KEYS * s.kv_heads * s.head_dim * ELEMENT_BYTES
         flops = 4 * rows * KEYS * s.heads * s.head_dim
         yield Case(s.name, "paged_decode", f"{rows} x {KEYS} keys", kv_bytes, _decode(s, rows, kv_bytes), flops)
+    read, pairs = KEYS + QUESTIONS * OWN_KEYS, QUESTIONS * (KEYS + OWN_KEYS)
+    moved, flops = 2 * read * s.kv_heads * s.head_dim * ELEMENT_BYTES, 4 * pairs * s.heads * s.head_dim
+    yield Case(s.name, "common_beginning", f"{QUESTIONS} x ({KEYS} + {OWN_KEYS})", moved, _shared(s), flops)
     for size, (new, keys) in PREFILLS.items():
         pairs = sum(n * (k - n) + n * (n + 1) // 2 for n, k in zip(new, keys))
         moved = 2 * (sum(keys) * s.kv_heads + sum(new) * s.heads) * s.head_dim * ELEMENT_BYTES
@@ -215,6 +221,19 @@ def _likeliest(s: Shapes, rows: int) -> Callable[[], Arms]:
     return build
 
 
+def _draw(s: Shapes, rows: int) -> Callable[[], Arms]:
+    """With a temperature, top_k and top_p."""
+
+    def build() -> Arms:
+        logits, order = 3 * noise(rows, s.vocab).float(), torch.arange(rows, device=shapes.CARD)
+        numbers = torch.tensor([[1.0, 0.0, 50, 0.9, 0.5]] * rows, dtype=torch.float64).T.contiguous()
+        ways = ops.Ways(numbers.to(shapes.CARD), is_truncated=True)
+        plain = {"sorted": lambda i: draw_reference.draw(logits, ways)}
+        return Arms(lambda i: ops.draw(logits, order, ways), plain)
+
+    return build
+
+
 def _decode(s: Shapes, rows: int, kv_bytes: int) -> Callable[[], Arms]:
     def build() -> Arms:
         sets = sets_for(kv_bytes)
@@ -225,6 +244,22 @@ def _decode(s: Shapes, rows: int, kv_bytes: int) -> Callable[[], Arms]:
             return paged_decode(q, *caches, pages.batches[i], **tiled(options, DecodeTile))
 
         return Arms(ours, {"torch": lambda i: reference.paged_attention(q, *caches, pages.batches[i])}, sets)
+
+    return build
+
+
+def _shared(s: Shapes) -> Callable[[], Arms]:
+    def build() -> Arms:
+        pages = Pages(s, [1] * QUESTIONS, [KEYS + OWN_KEYS] * QUESTIONS, 1)
+        q, caches, alone = noise(QUESTIONS, s.heads, s.head_dim), (pages.k_cache, pages.v_cache), pages.batches[0]
+        begin = KEYS // pages.k_cache.shape[1]
+        alone.block_tables[:, :begin] = alone.block_tables[0, :begin]
+        batch = replace(alone, shared_len=torch.tensor([KEYS], device=shapes.CARD))
+
+        def ours(i: int, **options: Any) -> Tensor:
+            return paged_decode(q, *caches, batch, **tiled(options, DecodeTile))
+
+        return Arms(ours, {"each for itself": lambda i: paged_decode(q, *caches, alone)})
 
     return build
 
@@ -246,4 +281,4 @@ def _prefill(s: Shapes, new: list[int], keys: list[int], moved: int) -> Callable
 
 def tiled(options: dict[str, Any], kind: type) -> dict[str, Any]:
     """A tile written as numbers becomes the kernel's own kind."""
-    return {name: kind(*value) if name == "tile" else value for name, value in options.items()}
+    return {name: kind(*value) if name in ("tile", "together") else value for name, value in options.items()}

@@ -17,7 +17,7 @@ from fovea.engine.batch import build_batch
 from fovea.engine.encoder_cache import EncoderCache
 from fovea.engine.graphs import Recorded, Recorder, Shared
 from fovea.engine.memory import MemoryPlan
-from fovea.engine.prompt_graphs import PromptGraphs, _Inputs
+from fovea.engine.prompt_graphs import WORTH_TOKENS, PromptGraphs, _Inputs
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from fovea.families.registry import load_family
@@ -62,9 +62,8 @@ def graphs(checkpoints: Checkpoints) -> PromptGraphs:
         parameter.data.zero_()
     plan = MemoryPlan(0, 0, 0, 0, NUM_BLOCKS, BLOCK_SIZE, 100, 100)
     last, logits = torch.arange(90, 98), torch.zeros(8, model.spec.decoder.vocab_size)
-    shared = Shared(
-        model, model.make_rope(), [], last, logits, torch.zeros(64, dtype=torch.int32), plan, FakeRecorder(logits)
-    )
+    arrivals, nothing = torch.zeros(64, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+    shared = Shared(model, model.make_rope(), [], last, logits, arrivals, nothing, plan, FakeRecorder(logits))
     made = PromptGraphs(shared, 8192)
     vars(made)["_rehearse"] = lambda size: None  # what a graph holds runs on a card only
     return made
@@ -87,8 +86,7 @@ def test_the_inputs_are_those_of_an_eager_step_and_the_padding_belongs_to_nobody
     model = graphs._shared.model
     batch = build_batch(STEP, model.make_rope(), BLOCK_SIZE, CPU)
     graphs._flat.fill_(-7)
-    size = graphs._size(STEP)
-    assert size is not None
+    size = graphs._sizes_for(STEP)[0]
     assert (size.tokens, size.sequences) == (32, 8)
     sent = graphs._send(STEP, size)
     tokens, count = 19, 4
@@ -136,6 +134,38 @@ def test_a_graph_is_made_when_its_size_is_wanted_for_the_second_time_and_only_th
     recorder.is_on = False
     assert graphs.fits(STEP), "what is there stays in use"
     assert not any(graphs.fits([chunk(0, 300, [1], 300)]) for _ in range(3))
+
+
+def test_until_then_a_graph_with_a_little_more_padding_does(graphs: PromptGraphs) -> None:
+    assert [graphs.fits([chunk(0, 600, [1], 600)]) for _ in range(2)] == [False, True]
+    sizes = [graphs._made(graphs._sizes_for([chunk(0, count, [1], count)])) for count in (100, 130, 600, 641)]
+    assert [size and size.tokens for size in sizes] == [None, 640, 640, None]
+    small = [chunk(0, 130, [1], 130)]
+    assert graphs.fits(small), "the first time"
+    assert graphs.fits(small)
+    made = graphs._made(graphs._sizes_for(small))
+    assert made is not None
+    assert made.tokens == 192, "the second time it gets its own"
+
+
+def test_steps_of_many_sequences_make_do_with_a_larger_graph_while_that_is_cheaper(graphs: PromptGraphs) -> None:
+    """Of 144 tokens: 192 would do, 512 is there."""
+    graphs.capture()
+    many = [chunk(0, 48, [1], 48) for _ in range(3)]
+    used = []
+    for _ in range(2 + WORTH_TOKENS // (512 - 192)):
+        assert graphs.fits(many)
+        made = graphs._made(graphs._sizes_for(many))
+        assert made is not None
+        used.append(made.tokens)
+    assert used[:-1] == [512] * (len(used) - 1)
+    assert used[-1] == 192
+
+
+def test_some_graphs_are_made_at_the_start_and_serve_sizes_that_come_for_the_first_time(graphs: PromptGraphs) -> None:
+    graphs.capture()
+    assert [graphs.fits([chunk(0, count, [1], count)]) for count in (8190, 1100, 1)] == [True, True, True]
+    assert not graphs.fits([chunk(0, 7600, [1], 7600)]), "too much padding"
 
 
 def test_without_memory_for_a_graph_steps_run_without_and_no_more_are_tried(graphs: PromptGraphs) -> None:

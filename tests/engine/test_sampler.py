@@ -290,6 +290,13 @@ def test_top_k_keeps_all_ties_at_its_border() -> None:
     assert {greedy(logits, one)[0] for _ in range(200)} == {0, 1, 2, 3}
 
 
+def test_top_p_keeps_all_ties_at_its_border_and_the_ids_decide_nothing() -> None:
+    """The likeliest has 0.4 of the mass; of four that share the rest top_p needs two."""
+    logits = torch.tensor([[0.15, 0.4, 0.15, 0.15, 0.15]]).log()
+    found = {sample(logits, [row(temperature=1.0, top_p=0.6, number=seed)]).token_ids[0] for seed in range(200)}
+    assert found == {0, 1, 2, 3, 4}
+
+
 def test_a_tiny_top_p_leaves_the_likeliest_token() -> None:
     logits = random_logits()
     one = row(temperature=10.0, top_p=1e-6)

@@ -16,10 +16,12 @@ import pytest
 
 from fovea.core.params import SamplingParams
 from fovea.core.types import CompletionOutput
+from fovea.engine import graphs
+from fovea.engine.graphs import shared_len
 from fovea.llm import LLM
 from fovea.pipeline.collector import Collector
 from fovea.prompt.forms import parse_prompt
-from tests.gpu.small import questions
+from tests.gpu.small import WORD_IDS, questions
 from tests.oracle.checkpoints import CASES
 from tests.parity.support import (
     FAMILIES,
@@ -75,6 +77,30 @@ def test_graphs_of_prompts_and_towers_change_no_answer(small: Callable[[str], Pa
         assert (counters["num_prompt_graph_steps"] > 0) is not eager
         answers[eager] = runs
     assert answers[False] == answers[True]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_beginning_that_is_read_once_for_all_changes_no_answer(
+    small: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Heads alone and in groups; 13 questions in graphs of 16, so that some rows are padding."""
+    rng, found = random.Random(family), list[int]()
+    common = [rng.choice(WORD_IDS) for _ in range(300)]
+    asked = [{"prompt_token_ids": [*common, *rng.choices(WORD_IDS, k=1 + i % 5)]} for i in range(13)]
+
+    def noted(*args: Any) -> int:
+        found.append(shared_len(*args))
+        return found[-1]
+
+    monkeypatch.setattr(graphs, "shared_len", noted)
+    options: dict[str, Any] = {"dtype": "float32", "kv_cache_memory_bytes": 256 * MIB, "max_model_len": 4096}
+    answers = []
+    for caching in (True, False):
+        with load(small(family), device="cuda", enable_prefix_caching=caching, **options) as llm:
+            answers.append([tokens(output) for output in ask_all(llm, asked, GREEDY)])
+        assert (max(found) == 288) is caching, "whole blocks of 300 tokens"
+        found.clear()
+    assert answers[0] == answers[1]
 
 
 def test_decode_steps_come_from_graphs_unless_told_otherwise(engines: Engines) -> None:

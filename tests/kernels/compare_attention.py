@@ -6,6 +6,7 @@ Like compare_triton: in Triton's interpreter (TRITON_INTERPRET=1) or, on a machi
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from fovea.kernels.batch import AttentionBatch, Segments, segment_tiles
 from fovea.kernels.packed_attention import segment_attention
 from fovea.kernels.paged_decode import ALONE, GROUPED, paged_decode
 from fovea.kernels.paged_prefill import paged_prefill
+from tests.kernels.support import wanted_dtypes
 
 ON_CARD = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_CARD else "cpu")
@@ -29,7 +31,7 @@ TILE = None if ON_CARD else Tile(queries=64, keys=32, warps=4, stages=2)  # fewe
 
 def main() -> None:
     rng = random.Random(0)
-    for dtype in TOLERANCE if ON_CARD else (torch.float32,):
+    for dtype in wanted_dtypes(TOLERANCE) if ON_CARD else (torch.float32,):
         for heads, dim in TOWER_HEADS:
             count = rng.randint(1, 4 if ON_CARD else 2)
             lengths = [rng.choice((1, 31, 32, 33, 127, 128, 129, rng.randint(1, 150))) for _ in range(count)]
@@ -39,6 +41,7 @@ def main() -> None:
             for _ in range(3 if ON_CARD else 1):
                 batch = Pages(rng, kv_heads, dim, dtype)
                 compare_paged(batch, heads)
+            compare_shared(rng, heads, kv_heads, dim, dtype)
     print("equal")  # noqa: T201
 
 
@@ -120,10 +123,6 @@ def compare_paged(pages: Pages, heads: int) -> None:
         paged_decode(q[:first], pages.k, pages.v, batch, out[:first], tile=tile)
         close(out[:first], want[:first])
         assert not pages.arrivals.any(), "left as zeros for the next step"
-    close(
-        paged_decode(q[:first], pages.k, pages.v, batch, tile=usual._replace(most_splits=2), counted=False),
-        want[:first],
-    )
     empty = AttentionBatch(
         first, [1] * first, [], batch.slots, batch.block_tables, torch.zeros_like(batch.kv_lens_tensor), None,
         batch.cos, batch.sin,
@@ -131,6 +130,27 @@ def compare_paged(pages: Pages, heads: int) -> None:
     assert not paged_decode(q[:first], pages.k, pages.v, empty, tile=usual._replace(most_splits=2)).any(), (
         "padding rows of a graph have no keys"
     )
+
+
+def compare_shared(rng: random.Random, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+    """Sequences that begin with the same blocks, a padded row among them: as if each had them for itself."""
+    block, count, begin = rng.choice(BLOCK_SIZES), rng.choice((15, 20, 31)), rng.choice((1, 2, 9))
+    lengths = [begin * block + rng.randint(1, 70) for _ in range(count)] + [0]
+    cache = noise(2, 4 * count, block, kv_heads, dim, dtype=dtype)
+    tables = torch.randint(0, 4 * count, (count + 1, -(-max(lengths) // block)))
+    tables[:, :begin] = tables[0, :begin]
+    nothing, lens = torch.empty(0), torch.tensor(lengths).to(DEVICE)
+    batch = AttentionBatch(
+        count + 1, [1] * (count + 1), lengths, nothing, tables.to(DEVICE), lens, None, nothing, nothing
+    )
+    q = noise(count + 1, heads, dim, dtype=dtype)
+    tile = (ALONE if heads == kv_heads else GROUPED)._replace(most_splits=rng.choice((1, 4)))
+    want = paged_decode(q, cache[0], cache[1], batch, tile=tile)
+    for shared in (0, begin * block):
+        arrivals = torch.zeros((count + 1) * kv_heads, dtype=torch.int32, device=DEVICE)
+        known = replace(batch, shared_len=torch.tensor([shared], device=DEVICE), arrivals=arrivals)
+        close(paged_decode(q, cache[0], cache[1], known, tile=tile), want)
+        assert not arrivals.any(), "left as zeros for the next step"
 
 
 if __name__ == "__main__":

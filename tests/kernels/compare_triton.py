@@ -11,9 +11,11 @@ import random
 import torch
 from torch import Tensor
 
-from fovea.kernels import elementwise, reference
+from fovea.kernels import draw_reference, elementwise, reference
 from fovea.kernels.argmax import likeliest
 from fovea.kernels.batch import AttentionBatch
+from fovea.kernels.draw import draw
+from fovea.kernels.draw_reference import Ways
 
 ON_CARD = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_CARD else "cpu")
@@ -44,6 +46,8 @@ def main() -> None:
             compare_activations(8192, 8960, dtype)
             compare_rotate_qk(8192, 16, 80, dtype)
             compare_rotate_and_store(8192, 12, 2, 128, dtype)
+    for width in (1, 7, 304, rng.randint(5000, 9000)):
+        compare_draw(width)
     print("equal")  # noqa: T201
 
 
@@ -64,6 +68,23 @@ def compare_likeliest(rows: int, width: int, dtype: torch.dtype) -> None:
     ours, twin = likeliest(logits), reference.likeliest(logits)
     assert torch.equal(ours[0], twin[0])
     torch.testing.assert_close(ours[1], twin[1], atol=0, rtol=0, equal_nan=True)
+
+
+def compare_draw(width: int) -> None:
+    """All kinds of rows beside each other: equal logits, banned ones, extreme temperatures; read from other rows."""
+    logits = 4 * noise(9, width, dtype=torch.float32)
+    logits[1] = logits[1].round()
+    logits[2, width // 2 :] = -torch.inf
+    logits[2, 0], logits[3] = 3.0, 1e4 + logits[3]
+    picks = [
+        (t, m, k, p) for t in (1.0, 1e-5, 50.0) for m in (0.0, 0.2) for k in (0, 2, 20, width) for p in (1, 0.9, 0.01)
+    ]
+    rows = torch.randint(0, len(logits), (len(picks),)).to(DEVICE)
+    numbers = torch.cat([torch.tensor(picks).double(), torch.rand(len(picks), 1).double()], dim=1).T.contiguous()
+    ways = Ways(numbers.to(DEVICE), is_truncated=True)
+    ours, twin = draw(logits, rows, ways), draw_reference.draw(logits[rows], ways)
+    differ = (ours != twin).sum().item()  # the last bit of an exponential may decide
+    assert differ <= len(picks) // 50, f"{differ} of {len(picks)}"
 
 
 def compare_rotary(tokens: int) -> None:

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from fovea.core.errors import RequestFailedError
 from fovea.core.types import Delta, EngineTimings, Logprob, TokenOutput
 from fovea.llm import LLM
-from fovea.pipeline.collector import Collector
+from fovea.pipeline.collector import AHEAD_TOKENS, Collector
 from tests.oracle.checkpoints import CASES
 from tests.parity.support import Engines, question
 from tests.pipeline.support import prepare
@@ -157,6 +158,32 @@ def test_the_texts_of_the_deltas_joined_are_the_text(
     assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == (completion.finish_reason, completion.stop_reason)
     assert all(delta.finish_reason is None for delta in deltas[:-1])
     assert made.deltas() == []
+
+
+@pytest.mark.parametrize("count", [1, AHEAD_TOKENS - 1, AHEAD_TOKENS, 5 * AHEAD_TOKENS + 3])
+def test_writing_ahead_changes_no_text(llm: LLM, count: int) -> None:
+    """Ids drawn at random, so that characters are cut, and two completions that grow in turns."""
+    ids = np.random.default_rng(count).integers(0, llm.family.spec.decoder.vocab_size, (2, count)).tolist()
+    plain, eager = collector(llm, n=2), collector(llm, n=2)
+    num_written = 0
+    for place in range(count):
+        for index in (0, 1):
+            for one in (plain, eager):
+                one.add(token(ids[index][place], index=index, last=place == count - 1))
+        if eager.is_behind:
+            eager.write_ahead()
+            num_written += 1
+            assert not eager.is_behind
+    assert num_written == 2 * count // AHEAD_TOKENS
+    assert [o.text for o in eager.output().outputs] == [o.text for o in plain.output().outputs]
+    assert [o.text for o in eager.output().outputs] == [o.text for o in plain.output().outputs], "asked once more"
+
+
+def test_nobody_is_behind_whose_text_is_made_as_it_comes_or_not_wanted(llm: LLM) -> None:
+    for one in (collector(llm, live=True), collector(llm, stop=["zz"]), collector(llm, detokenize=False)):
+        for _ in range(2 * AHEAD_TOKENS):
+            one.add(token(word(llm, "a")))
+        assert not one.is_behind
 
 
 def test_each_delta_is_about_one_completion_with_news(llm: LLM) -> None:

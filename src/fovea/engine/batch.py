@@ -37,11 +37,12 @@ def build_batch(
     *,
     idle_block: int = 0,
     arrivals: Tensor | None = None,
+    shared_len: Tensor | None = None,
     crew: Crew | None = None,
 ) -> ForwardBatch:
     """`chunks` in the order of the plan: those of one token first. `idle_block` pads block tables.
 
-    `arrivals`, `crew`: see AttentionBatch.
+    `arrivals`, `shared_len`, `crew`: see AttentionBatch.
     """
     arrays = StepArrays.of(chunks, block_size, idle_block)
     only_last = len(arrays.token_ids) > len(chunks) and not any(scores_prompt(chunk) for chunk in chunks)
@@ -65,6 +66,7 @@ def build_batch(
         sin=sin,
         query_starts=query_starts,
         arrivals=arrivals,
+        shared_len=shared_len,
         positions=positions,
         open_spans=_open_spans(chunks),
         crew=crew,

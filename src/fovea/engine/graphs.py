@@ -22,12 +22,13 @@ from fovea.engine.memory import MemoryPlan
 from fovea.engine.sampler import choose_likeliest
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
-from fovea.kernels.batch import AttentionBatch
+from fovea.kernels.batch import SHARED_FROM, AttentionBatch
 from fovea.models.decoder import KVPages, Rope
 from fovea.models.vlm import VLM
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 EVEN = 2  # numbers of 8 bytes: rows begin at multiples of 16, or Triton would compile kernels anew for one sequence
+SHARED_TOKENS = 128  # from so many on a beginning that all sequences have is worth a kernel of its own
 TOKEN, SLOT, KV_LEN, REGIME, POSITION = range(5)  # rows of the input buffer; one position row or three
 
 
@@ -35,7 +36,7 @@ TOKEN, SLOT, KV_LEN, REGIME, POSITION = range(5)  # rows of the input buffer; on
 class _Staged:
     """Pinned inputs of one step; there are two, because one may still be on its way to the device."""
 
-    rows: Tensor  # [rows * sequences] int64, as many sequences as the graph has
+    rows: Tensor  # [rows * sequences + EVEN] int64, as many sequences as the graph has; at the end see _shared_len
     tables: Tensor  # [sequences, blocks] int64
     blocks: list[tuple[list[int], int]]  # which list of blocks, and how much of it, each row of the tables holds
 
@@ -46,6 +47,15 @@ def fill_in(tokens: Tensor, last: Tensor) -> Tensor:
     A row without a token (BROKEN, NOT_FINITE) gives 0: its sequence has ended, whatever comes of it.
     """
     return torch.where(tokens < 0, last[(-1 - tokens).clamp_min(0)], tokens).clamp_min(0)
+
+
+def shared_len(tables: NDArray[np.int64], most: int, block_size: int) -> int:
+    """Tokens in the blocks that all rows of tables [sequences, blocks] begin with, at most `most`; 0: too few."""
+    if (tables[:, 0] != tables[0, 0]).any():
+        return 0
+    differs = (tables[:, : most // block_size] != tables[0, : most // block_size]).any(axis=0)
+    tokens = (int(differs.argmax()) if differs.any() else len(differs)) * block_size
+    return tokens if tokens >= SHARED_TOKENS else 0
 
 
 Size = TypeVar("Size", bound=Hashable)
@@ -90,13 +100,22 @@ class Recorder:
         if size not in graphs and self.is_on:
             graphs[size] = None
         elif self.is_on and graphs[size] is None:
-            try:
-                rehearse()
-                graphs[size] = self.record(body)
-            except RuntimeError as error:  # no memory, or the model waits for the device somewhere
-                self.is_on = False
-                logger.warning("no further CUDA graphs, steps of new sizes run without: %s", str(error)[:200])
+            self.make(graphs, size, rehearse, body)
         return graphs.get(size)
+
+    def make(
+        self,
+        graphs: dict[Size, Recorded | None],
+        size: Size,
+        rehearse: Callable[[], object],
+        body: Callable[[], Tensor],
+    ) -> None:
+        try:
+            rehearse()
+            graphs[size] = self.record(body)
+        except RuntimeError as error:  # no memory, or the model waits for the device somewhere
+            self.is_on = False
+            logger.warning("no further CUDA graphs, steps of new sizes run without: %s", str(error)[:200])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +131,7 @@ class Shared:
     last: Tensor
     logits: Tensor  # [at least as many rows as a graph has, vocabulary] in the model's type
     arrivals: Tensor  # see AttentionBatch
+    nothing: Tensor  # shared_len where nobody looks for it
     plan: MemoryPlan
     recorder: Recorder
 
@@ -138,13 +158,13 @@ class DecodeGraphs:
         self._num_rows = POSITION + self._num_positions
         self._staged = [
             _Staged(
-                torch.zeros(self._num_rows * most, dtype=torch.int64).pin_memory(),
+                torch.zeros(self._num_rows * most + EVEN, dtype=torch.int64).pin_memory(),
                 torch.zeros(most, num_blocks, dtype=torch.int64).pin_memory(),
                 [([], 0)] * most,
             )
             for _ in range(2)
         ]
-        self._rows = torch.zeros(self._num_rows * most, dtype=torch.int64, device=model.device)
+        self._rows = torch.zeros(self._num_rows * most + EVEN, dtype=torch.int64, device=model.device)
         self._tables = torch.zeros(most, num_blocks, dtype=torch.int64, device=model.device)
         self._graphs: dict[int, Recorded] = {}
 
@@ -163,7 +183,7 @@ class DecodeGraphs:
         self._staged.reverse()
         staged = self._staged[0]
         self._stage(staged, chunks, size)
-        used = self._num_rows * max(size, EVEN)
+        used = self._num_rows * max(size, EVEN) + EVEN
         self._rows[:used].copy_(staged.rows[:used], non_blocking=True)
         self._tables[:count].copy_(staged.tables[:count], non_blocking=True)
         graph, logits = self._graphs[size]
@@ -184,6 +204,8 @@ class DecodeGraphs:
         rows[KV_LEN, :count] = ends
         rows[REGIME, :count] = [sequence.regime for sequence in sequences]
         rows[POSITION:, :count] = places + [sequence.request.position_delta for sequence in sequences]
+        if size >= SHARED_FROM:
+            self._shared_len(staged.rows, size).fill_(shared_len(tables[:count], int(places.min()), self._block_size))
 
     def _stage_tables(self, staged: _Staged, sequences: list[Sequence]) -> NDArray[np.int64]:
         tables = staged.tables.numpy()
@@ -200,6 +222,11 @@ class DecodeGraphs:
         """The inputs of a graph, side by side so that one copy carries them: [rows, size]."""
         width = max(size, EVEN)
         return rows[: self._num_rows * width].view(self._num_rows, width)[:, :size]
+
+    def _shared_len(self, rows: Tensor, size: int) -> Tensor:
+        """Behind the inputs of a graph [1]: how many tokens all of its sequences begin with."""
+        place = self._num_rows * max(size, EVEN)
+        return rows[place : place + 1]
 
     def rehearse(self) -> None:
         """Run every size once as it will be captured, on idle sequences."""
@@ -229,6 +256,7 @@ class DecodeGraphs:
             cos=cos,
             sin=sin,
             arrivals=shared.arrivals,
+            shared_len=self._shared_len(self._rows, size),
             positions=rows[POSITION:],
         )
         decoder = shared.model.decoder

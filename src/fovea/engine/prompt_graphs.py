@@ -2,7 +2,8 @@
 
 A step's tokens are padded to one of some dozen numbers. Its sequences, those of one token too, are told to the device
 alone, as many as a graph has room for; those that are not there have no tokens. Padded tokens write to a page nobody
-reads and belong to no sequence. A graph is made when its size is wanted for the second time: no start waits for it.
+reads and belong to no sequence. A few graphs are made at the start, those of a full step among them; one of another
+size when it is wanted for the second time. The next larger one does until then, and while it costs less than that.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from fovea.models.moe import FEW_TOKENS
 
 TOKENS = (16, 32, 64, 128, 192, 256, 384, *range(512, 8193, 128))
 FEW_SEQUENCES = 64  # the kernel finds its tiles among so many at once
+FIRST_TOKENS = (512, 1024, 1536, 2048)  # of graphs that are made at the start, beside a full step's
+SPARE_TOKENS = 512  # of padding that cost less than launching a step's kernels one by one
+WORTH_TOKENS = 4096  # of padding that cost as much as making a graph
+ALONE = 2  # sequences of a step whose size will come again; with more of them sizes are as good as random
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +82,37 @@ class PromptGraphs:
         self._x = torch.zeros(largest.tokens, spec.decoder.hidden_size, dtype=shared.model.dtype, device=device)
         self._has_levels = spec.projector.deepstack > 0
         self._graphs: dict[_Size, Recorded | None] = {}  # None: wanted once
+        self._padded: dict[_Size, int] = {}  # tokens that a larger graph computed for nothing
+
+    def rehearse(self) -> None:
+        """Run a full step once as it will be captured."""
+        for size in self._sizes_of(self._sizes[-1].tokens):
+            self._rehearse(size)
+
+    def capture(self) -> None:
+        """Largest first, so that smaller graphs fit into memory that is there already."""
+        for tokens in sorted({*FIRST_TOKENS, self._sizes[-1].tokens}, reverse=True):
+            sizes = self._sizes_of(tokens)
+            for size in sizes:
+                self._shared.recorder.make(
+                    self._graphs, size, partial(self._rehearse, sizes[0]), partial(self._step, size)
+                )
 
     def fits(self, chunks: list[Chunk]) -> bool:
         """Whether there is a graph, or one could be made now."""
-        size = self._size(chunks)
-        if size is None or not _is_usual(chunks, with_spans=not self._has_levels):
+        wanted = self._sizes_for(chunks)
+        if not wanted or not _is_usual(chunks, with_spans=not self._has_levels):
             return False
-        bodies = partial(self._rehearse, size), partial(self._step, size)
-        return self._shared.recorder.when_wanted_again(self._graphs, size, *bodies) is not None
+        made = self._made(wanted)
+        if made is None or (made != wanted[0] and not self._does(made, wanted[0], len(chunks))):
+            bodies = partial(self._rehearse, wanted[0]), partial(self._step, wanted[0])
+            self._shared.recorder.when_wanted_again(self._graphs, wanted[0], *bodies)
+        return self._made(wanted) is not None
 
     def run(self, chunks: list[Chunk], cache: EncoderCache[Tensor]) -> tuple[Tensor, Tensor]:
         """Raw logits of the chunks that sample [rows, vocabulary] and their likeliest tokens; until the next run."""
-        size, shared = self._size(chunks), self._shared
-        assert size is not None
+        size, shared = self._made(self._sizes_for(chunks)), self._shared
+        assert size is not None, "asked for what fits"
         inputs = self._send(chunks, size)
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
         x = self._x[:num_tokens]
@@ -97,7 +120,7 @@ class PromptGraphs:
         levels = insert_embeddings(x, chunks, cache)
         assert levels is None
         recorded = self._graphs[size]
-        assert recorded is not None, "asked for what fits"
+        assert recorded is not None
         graph, logits = recorded
         graph.replay()
         count = len(sampling(chunks))
@@ -111,10 +134,24 @@ class PromptGraphs:
         self._step(size)
         self._shared.last.copy_(last)
 
-    def _size(self, chunks: list[Chunk]) -> _Size | None:
-        """The smallest that holds them."""
+    def _does(self, made: _Size, wanted: _Size, num_sequences: int) -> bool:
+        """Whether a larger graph may take the place of the one that is wanted once more."""
+        self._padded[wanted] = self._padded.get(wanted, 0) + made.tokens - wanted.tokens
+        return num_sequences > ALONE and self._padded[wanted] < WORTH_TOKENS
+
+    def _sizes_of(self, tokens: int) -> list[_Size]:
+        """For few sequences and for many."""
+        return [size for size in self._sizes if size.tokens == tokens]
+
+    def _sizes_for(self, chunks: list[Chunk]) -> list[_Size]:
+        """Those that hold them, the best first, with little more padding than that."""
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
-        return next((s for s in self._sizes if s.tokens >= num_tokens and s.sequences >= len(chunks)), None)
+        holding = [s for s in self._sizes if s.tokens >= num_tokens and s.sequences >= len(chunks)]
+        return [s for s in holding if s is holding[0] or s.tokens <= num_tokens + SPARE_TOKENS]
+
+    def _made(self, sizes: list[_Size]) -> _Size | None:
+        """The first that has a graph."""
+        return next((size for size in sizes if self._graphs.get(size) is not None), None)
 
     def _inputs(self, size: _Size) -> _Inputs:
         return _Inputs.over(self._flat, size, self._rows, self._blocks)
@@ -154,6 +191,7 @@ class PromptGraphs:
             sin=sin,
             query_starts=inputs.starts,
             arrivals=shared.arrivals,
+            shared_len=shared.nothing,
             positions=inputs.positions,
         )
         last = last_tokens(batch, inputs.last_rows, [])

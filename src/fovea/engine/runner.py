@@ -117,8 +117,10 @@ class Runner:
         # What attention counts arrivals in, see AttentionBatch.
         num_counters = max_num_seqs * model.spec.decoder.num_kv_heads
         self._arrivals = torch.zeros(num_counters, dtype=torch.int32, device=model.device)
+        self._nothing = torch.zeros(1, dtype=torch.int64, device=model.device)
         self._graphs: DecodeGraphs | None = None
         self._prompt_graphs: PromptGraphs | None = None
+        self._tower_graphs: TowerGraphs | None = None
         if use_graphs:
             self._prepare_graphs(plan, max_num_batched_tokens)
 
@@ -128,29 +130,43 @@ class Runner:
         assert isinstance(model, VLM)
         logits = torch.empty(len(self._last), self.vocab_size, dtype=model.dtype, device=model.device)
         recorder = self._recorder = Recorder()
-        shared = Shared(model, model.make_rope(), self._pages, self._last, logits, self._arrivals, plan, recorder)
+        shared = Shared(
+            *(model, model.make_rope(), self._pages, self._last, logits, self._arrivals, self._nothing, plan, recorder)
+        )
         self._graphs = DecodeGraphs(shared)
         self._prompt_graphs = PromptGraphs(shared, max_num_batched_tokens)
         if model.spec.takes_pictures:
             tower = model.encoder.tower
-            tower.graphs = TowerGraphs(tower, model.device, recorder, plan.max_picture_patches)
+            tower.graphs = self._tower_graphs = TowerGraphs(tower, model.device, recorder, plan.max_picture_patches)
 
     @torch.inference_mode()
-    def rehearse_decode(self) -> None:
+    def rehearse_graphs(self) -> None:
         """Run what the graphs will hold, if there are to be any."""
         if self._graphs is not None:
             self._graphs.rehearse()
+        if self._prompt_graphs is not None:
+            self._prompt_graphs.rehearse()
+        if self._tower_graphs is not None:
+            self._tower_graphs.rehearse()
+
+    @torch.inference_mode()
+    def rehearse_draw(self) -> None:
+        """Draw a token as requests with a temperature will."""
+        params = SamplingParams(temperature=1.0, top_p=0.5)
+        row = SamplingRow(params, (), (), generator=torch.Generator())
+        choose(torch.zeros(1, self.vocab_size, device=self.model.device), [row])
 
     @torch.inference_mode()
     def capture_graphs(self) -> None:
         """Until then every step is eager."""
-        if self._graphs is None:
+        if self._graphs is None or self._prompt_graphs is None:
             return
         started = time.perf_counter()
         self._graphs.capture()
         self._recorder.is_on = True
+        self._prompt_graphs.capture()
         torch.cuda.synchronize()
-        logger.info("captured the graphs of decoding in %.1f s", time.perf_counter() - started)
+        logger.info("captured the graphs of decoding and of full steps in %.1f s", time.perf_counter() - started)
 
     def forget_counts(self) -> None:
         """What was run to warm up is nobody's."""
@@ -267,6 +283,7 @@ class Runner:
             *(chunks, self._rope, self._block_size, device),
             idle_block=self._idle_block,
             arrivals=self._arrivals,
+            shared_len=self._nothing,
             crew=self._crew,
         )
         x = decoder.embed(fill_in(batch.token_ids, self._last))

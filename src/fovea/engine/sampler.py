@@ -5,9 +5,10 @@ temperature, min_p, top_k, top_p, draw. Log-probabilities are those of the raw l
 
 A row's token depends on its logits, parameters and generator only, bit for bit, whatever rows stand beside it. So no
 floating-point sum takes part in a draw: a row's weights relative to its largest are whole numbers (32-bit fixed point),
-whose sums are exact in any order, and one uniform number of the row's own generator picks from their running sum.
-That number is the only one drawn for a token, on the CPU, so a draw costs microseconds and one small copy.
-Tokens of less than 2**-33 of the likeliest token's probability are never drawn.
+whose sums are exact in any order, and one uniform number of the row's own generator picks from their running sum in the
+order of the vocabulary (kernels/draw_reference.py). That number is the only one drawn for a token, on the CPU, so a
+draw costs microseconds and one small copy. What top_k and top_p leave is decided by value: equal logits stand or fall
+together. Tokens of less than 2**-32 of the likeliest token's probability are never drawn.
 
 A row with every token banned gives BROKEN, one whose raw logits hold NaN or infinity NOT_FINITE; neither harms another.
 Token ids outside the vocabulary are ignored.
@@ -35,7 +36,6 @@ BROKEN = -1
 NOT_FINITE = -2
 MIN_TEMPERATURE = 1e-5  # below it a draw is greedy, as in vLLM
 LOGPROBS_CHUNK_ELEMENTS = 64 * 1024**2  # of float32
-_WEIGHT_SCALE = 2.0**32
 _FAR = 2**62
 
 
@@ -92,9 +92,10 @@ def choose(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         work = work.clone() if work is logits else work
         _process(work, rows)
     tokens, best = _argmax(work)  # [S]
-    for group in _groups(drawn, rows, logits.shape[1]):
-        index = _index(group, logits)
-        found = _draw(work[index], [rows[i] for i in group])  # [R]
+    for group, truncated in _groups(drawn, rows, work):
+        index = _index(group, work)
+        numbers = torch.tensor([_numbers(rows[i]) for i in group], dtype=torch.float64).T.contiguous()  # [5, R]
+        found = ops.draw(work, index, ops.Ways(_moved(numbers, work), truncated))  # [R]
         tokens[index] = torch.where(tokens[index] == BROKEN, BROKEN, found)
     raw_best = logits.amax(dim=-1) if processed else best  # NaN if any is NaN
     return torch.where(torch.isfinite(raw_best), tokens, NOT_FINITE)
@@ -266,48 +267,29 @@ def _banned_until_min_tokens(row: SamplingRow) -> frozenset[int]:
 # --- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def _groups(drawn: Sequence[int], rows: Sequence[SamplingRow], vocab: int) -> Iterator[list[int]]:
-    """Rows to draw for, in groups that are drawn alike and need bounded memory.
+def _groups(drawn: Sequence[int], rows: Sequence[SamplingRow], logits: Tensor) -> Iterator[tuple[list[int], bool]]:
+    """Rows to draw for, in groups that are drawn alike and need bounded memory; and whether they are truncated.
 
-    How a row is drawn follows from its own parameters, not from its group.
+    How a row is drawn follows from its own parameters, not from its group. On CUDA they are one: nothing is sorted.
     """
-    most = max(1, DRAW_CHUNK_ELEMENTS // vocab)
+    if logits.is_cuda:
+        yield from [(list(drawn), True)] if drawn else ()
+        return
+    most = max(1, DRAW_CHUNK_ELEMENTS // logits.shape[1])
     for truncated in (False, True):
         alike = [i for i in drawn if _is_truncated(rows[i].params) == truncated]
         for start in range(0, len(alike), most):
-            yield alike[start : start + most]
+            yield alike[start : start + most], truncated
 
 
 def _is_truncated(params: SamplingParams) -> bool:
     return params.top_p < 1.0 or params.top_k > 0
 
 
-def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """Draw a token for each row of `logits` [R, V]; all rows are truncated or none is. Garbage for broken rows."""
-    vocab = logits.shape[1]
-    order: Tensor | None = None
-    if _is_truncated(rows[0].params):
-        logits, order = logits.sort(dim=-1, descending=True, stable=True)  # [R, V]
-    best = logits[:, :1] if order is not None else logits.amax(dim=-1, keepdim=True)  # [R, 1]
-    relative = (logits - best) / _column([row.params.temperature for row in rows], torch.float32, logits)
-    weights = relative.exp().nan_to_num_(0.0)  # [R, V], 1 for the likeliest
-    weights.masked_fill_(weights < _column([row.params.min_p for row in rows], torch.float32, logits), 0.0)
-    if order is not None:
-        top_k = [min(row.params.top_k, vocab) if row.params.top_k > 0 else vocab for row in rows]
-        kth = logits.gather(1, _column(top_k, torch.int64, logits) - 1)  # [R, 1]
-        weights.masked_fill_(logits < kth, 0.0)
-    mass = (weights * _WEIGHT_SCALE).round_().long()  # [R, V]
-    running = mass.cumsum(dim=-1)  # exact
-    total = running[:, -1:]  # [R, 1]
-    if order is not None:
-        # A token stays if those before it do not reach top_p; so the total is the sum up to the last that stays.
-        limit = total.double() * _column([row.params.top_p for row in rows], torch.float64, logits)
-        stays = (running - mass).double() < limit
-        total = torch.where(stays, running, 0).amax(dim=-1, keepdim=True)
-    uniform = _column([_uniform(row) for row in rows], torch.float64, logits)
-    target = torch.minimum((total.double() * uniform).long(), total - 1)
-    place = torch.searchsorted(running, target, right=True).clamp_(0, vocab - 1)  # [R, 1]
-    return (place if order is None else order.gather(1, place))[:, 0]
+def _numbers(row: SamplingRow) -> tuple[float, float, int, float, float]:
+    """See ops.Ways."""
+    params = row.params
+    return params.temperature, params.min_p, max(params.top_k, 0), params.top_p, _uniform(row)
 
 
 def _uniform(row: SamplingRow) -> float:
@@ -349,11 +331,6 @@ def _entry(token_id: int, figures: Sequence[float], places: Sequence[int], count
 
 def _index(numbers: Sequence[int], like: Tensor) -> Tensor:
     return _moved(torch.tensor(numbers, dtype=torch.int64), like)
-
-
-def _column(numbers: Sequence[float], dtype: torch.dtype, like: Tensor) -> Tensor:
-    """[R, 1] on the device of `like`."""
-    return _moved(torch.tensor(numbers, dtype=dtype)[:, None], like)
 
 
 def _moved(tensor: Tensor, like: Tensor) -> Tensor:

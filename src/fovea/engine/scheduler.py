@@ -214,7 +214,7 @@ class Scheduler:
     def _add_chunk(self, sequence: Sequence, end: int, plan: StepPlan) -> int:
         chunk = Chunk(sequence, sequence.num_computed, end, samples=end == sequence.num_tokens)
         plan.chunks.append(chunk)
-        if chunk.num_tokens > 1 and self.waiting and self.pool.is_caching:
+        if chunk.num_tokens > 1 and self.pool.is_caching:
             size = self.budgets.block_size
             self._underway[0].update(sequence.full_block_hashes(size)[chunk.start // size : chunk.end // size])
         return chunk.num_tokens

@@ -123,15 +123,19 @@ class Sequence:
         It covers everything a block's keys depend on: all tokens up to its end, the identity and offset of every
         picture in it, all of an open span it has a part of, the rotary regime and the tenant's salt.
         """
-        while (len(self.hashes) + 1) * block_size <= self.num_tokens - self.num_pending:
-            start = len(self.hashes) * block_size
-            self.hashes.append(self._hash_block(start, start + block_size))
+        known, full = len(self.hashes), (self.num_tokens - self.num_pending) // block_size
+        if known >= full:
+            return self.hashes
+        ids = np.asarray(self.token_ids[known * block_size : full * block_size], np.int64).tobytes()
+        block_bytes = len(ids) // (full - known)
+        for place, at in zip(range(known, full), range(0, len(ids), block_bytes)):
+            start = place * block_size
+            self.hashes.append(self._hash_block(ids[at : at + block_bytes], start, start + block_size))
         return self.hashes
 
-    def _hash_block(self, start: int, end: int) -> bytes:
+    def _hash_block(self, ids: bytes, start: int, end: int) -> bytes:
         parent = self.hashes[-1] if self.hashes else self._root_hash()
-        digest = hashlib.sha256(parent)
-        digest.update(np.asarray(self.token_ids[start:end], np.int64).tobytes())
+        digest = hashlib.sha256(parent + ids)
         for span, item in zip(self.request.spans, self.request.media, strict=True):
             if span.start < end and start < span.end:
                 digest.update(item.key + (start - span.start).to_bytes(8, "little", signed=True))

@@ -63,6 +63,10 @@ class TowerGraphs:
         graph.replay()
         return made[:count]
 
+    def rehearse(self) -> None:
+        """Run the largest size once: libraries load what they multiply many patches with."""
+        self._rehearse(self._sizes[-1])
+
     def _room(self, tiles: Tensor, size: int) -> int:
         rows = SEGMENT_ROWS if tiles is self._whole else WINDOW_ROWS
         return size // rows + MORE_TILES

@@ -28,7 +28,8 @@ def warm_up(engine: Engine, runner: Runner, family: Family, config: EngineConfig
     request = _request(engine, family, config)
 
     def rehearse() -> None:
-        runner.rehearse_decode()
+        runner.rehearse_graphs()
+        runner.rehearse_draw()
         _run(engine, request)
 
     num_kernels = ops.compile_kernels(rehearse)

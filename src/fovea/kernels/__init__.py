@@ -14,23 +14,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fovea.core.log import logger
-from fovea.kernels import pixels_reference, reference
+from fovea.kernels import draw_reference, pixels_reference, reference
 from fovea.kernels.batch import FEW_ROWS, PLAIN, SMALLEST_HEAD, AttentionBatch, AttentionRule, Norm, Segments
 from fovea.kernels.cpu.library import DTYPES, Crew
 from fovea.kernels.cpu.pixels import cut_patches as native_patches
 from fovea.kernels.cpu.segments import attends
 from fovea.kernels.cpu.segments import segment_attention as native_segments
 from fovea.kernels.cpu.weight import NativeWeight
-from fovea.kernels.fp8_weights import Fp8Weight, has_scaled_product
+from fovea.kernels.draw_reference import Ways
+from fovea.kernels.fp8_weights import Fp8Weight, fp8_of, has_scaled_product, with_bias
 
 __all__ = [
     "FEW_ROWS",
     "Norm",
+    "Ways",
     "add_layer_norm",
     "add_rms_norm",
     "compile_kernels",
     "cut_patches",
     "fp8_product",
+    "draw",
     "gelu_tanh_mul",
     "likeliest",
     "linear_add",
@@ -148,7 +151,7 @@ def mlp_add(x: Tensor, norm: Norm, gate_up: nn.Module, down: nn.Module) -> Tenso
         return linear_add(norm_gate_up(x, norm, gate_up), down, x)
     from fovea.kernels.fp8 import silu_mul_rows
 
-    return _with_bias(x.add_(weight.scaled_product(*silu_mul_rows(_normed(x, norm, gate_up)), x.dtype)), down)
+    return with_bias(x.add_(weight.scaled_product(*silu_mul_rows(_normed(x, norm, gate_up)), x.dtype)), down)
 
 
 def _normed(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
@@ -158,7 +161,7 @@ def _normed(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
         return made
     from fovea.kernels.fp8 import norm_rows
 
-    return _with_bias(weight.scaled_product(*norm_rows(x, norm.weight, norm.eps), x.dtype), linear)
+    return with_bias(weight.scaled_product(*norm_rows(x, norm.weight, norm.eps), x.dtype), linear)
 
 
 def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
@@ -169,8 +172,8 @@ def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
         weight, bias, scales = _stored(linear)
         return fused(x, weight, bias, scales=scales, residual=residual)
     if x.is_cuda:
-        if (fp8 := _fp8(linear)) is not None:
-            return _with_bias(residual.add_(fp8_product(fp8, x)), linear)
+        if (fp8 := fp8_of(linear)) is not None:
+            return with_bias(residual.add_(fp8_product(fp8, x)), linear)
         weight, bias = _parameters(linear)
         summed = residual.addmm_(x, weight.t())
         return summed if bias is None else summed.add_(bias)
@@ -201,6 +204,15 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     return reference.likeliest(logits)
 
 
+def draw(logits: Tensor, rows: Tensor, ways: Ways) -> Tensor:
+    """draw_reference.draw of some rows [R] of float32 logits [S, V]."""
+    if logits.is_cuda:
+        from fovea.kernels.draw import draw as fused
+
+        return fused(logits, rows, ways)
+    return draw_reference.draw(logits[rows], ways)
+
+
 def _is_few_rows(x: Tensor) -> bool:
     return x.is_cuda and 0 < x.shape[0] <= FEW_ROWS
 
@@ -215,11 +227,6 @@ def _native(linear: nn.Module, x: Tensor) -> NativeWeight | None:
 def _turns_all(batch: AttentionBatch, k_cache: Tensor) -> bool:
     """Whether every dimension of a head is rotated, as the kernels have it, and there are enough."""
     return 2 * batch.cos.shape[-1] == k_cache.shape[-1] >= SMALLEST_HEAD
-
-
-def _fp8(linear: nn.Module) -> Fp8Weight | None:
-    weight = None if isinstance(linear, nn.Linear) else getattr(linear, "weight", None)
-    return weight if isinstance(weight, Fp8Weight) else None
 
 
 def fp8_product(weight: Fp8Weight, x: Tensor) -> Tensor:
@@ -237,19 +244,13 @@ def fp8_product(weight: Fp8Weight, x: Tensor) -> Tensor:
 
 def _scaled_weight(linear: nn.Module, x: Tensor) -> Fp8Weight | None:
     """A layer's weight if it is multiplied by rows in float8."""
-    weight = _fp8(linear) if x.is_cuda else None
+    weight = fp8_of(linear) if x.is_cuda else None
     return weight if weight is not None and has_scaled_product(x.device) else None
-
-
-def _with_bias(made: Tensor, linear: nn.Module) -> Tensor:
-    """The bias is added in place."""
-    assert linear.bias is None or isinstance(linear.bias, Tensor)
-    return made if linear.bias is None else made.add_(linear.bias)
 
 
 def _stored(linear: nn.Module) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Weight, bias, and of a weight in float8 its scales."""
-    if (fp8 := _fp8(linear)) is None:
+    if (fp8 := fp8_of(linear)) is None:
         return *_parameters(linear), None
     assert linear.bias is None or isinstance(linear.bias, Tensor)
     return fp8.values, linear.bias, fp8.scales

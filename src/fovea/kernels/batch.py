@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 4  # up to here linear layers on CUDA are bound by reading weights, and our kernels read them faster
 SEGMENT_ROWS = 128  # rows of one entry of Segments.tiles
+SHARED_FROM = 16  # decode sequences: fewer are not asked whether they begin alike
 SMALLEST_HEAD = 16  # of a decoder on CUDA; kernels compiled for heads of 8 gave other tokens, and nobody knows why yet
 
 
@@ -60,6 +61,10 @@ class AttentionBatch:
     the packed ones, its last entry their number; on CUDA it spares prefill a copy. `arrivals` are zeros which
     decode attention on CUDA counts in and leaves as zeros: whoever repeats steps makes them once; None: made each time.
 
+    `shared_len`: so many first keys of all decode sequences are the same ones, in the same blocks, and none ends with
+    them; which may be read once for all of them. With fewer than SHARED_FROM sequences nobody reads it. None: nobody
+    has looked.
+
     `open_spans[i]`: ranges [start, end) of sequence i's tokens, inside which all see each other; those that its new
     tokens touch. New tokens end where such a range does, or outside. None: there are none in any sequence.
     """
@@ -75,6 +80,7 @@ class AttentionBatch:
     sin: Tensor  # [T, D / 2] float32
     query_starts: Tensor | None = None  # [S + 1] int64 or int32
     arrivals: Tensor | None = None  # [at least num_decode * G] int32
+    shared_len: Tensor | None = None  # [1] int64
     open_spans: list[tuple[tuple[int, int], ...]] | None = None
     crew: Crew | None = None  # who decodes on a CPU; None: the plain form
     positions: Tensor | None = None  # [rows, T] int64, for decoders that rotate by themselves

@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fovea.core.log import logger
 from fovea.kernels.int_weights import SCRATCH_ELEMENTS, dense_dtype
@@ -56,6 +56,18 @@ class Fp8Weight:
     def restored(self) -> Tensor:
         """The weight that the values stand for [N, K], in float32."""
         return self.values.float() * self.scales[:, None]
+
+
+def fp8_of(linear: nn.Module) -> Fp8Weight | None:
+    """A layer's weight if it is in float8."""
+    weight = None if isinstance(linear, nn.Linear) else getattr(linear, "weight", None)
+    return weight if isinstance(weight, Fp8Weight) else None
+
+
+def with_bias(made: Tensor, linear: nn.Module) -> Tensor:
+    """The bias is added in place."""
+    assert linear.bias is None or isinstance(linear.bias, Tensor)
+    return made if linear.bias is None else made.add_(linear.bias)
 
 
 def fp8_bytes(rows: int, width: int) -> int:

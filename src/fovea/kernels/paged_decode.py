@@ -5,6 +5,10 @@ head is cut into a fixed number of splits, which find their share of the keys on
 last merges them all, in their order, so that the result does not depend on who was last.
 Queries that share a KV head share its loads and use the matrix units. A query that has a KV head to itself is plain
 arithmetic: each row of the key tile has a softmax of its own until the end, so nothing crosses lanes in the loop.
+
+Keys that all sequences begin with (questions about one picture, a common system prompt) are read by a kernel of their
+own, once for each tile of queries instead of once for each sequence; what it finds is merged with the rest (cascade
+inference, https://flashinfer.ai/2024/02/02/cascade-inference.html).
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fovea.kernels.attention_tiles import LOG2_E, MIN_DOT_SIDE
-from fovea.kernels.batch import AttentionBatch
+from fovea.kernels.batch import SHARED_FROM, AttentionBatch
 from fovea.kernels.early import can_start_early, wait
 
 NOTHING = tl.constexpr(-1e30)  # the best score of a row that has seen no key; finite, so that differences are numbers
@@ -35,6 +39,8 @@ class DecodeTile(NamedTuple):
 
 GROUPED = DecodeTile(keys=32, warps=4, stages=3, programs=512, most_splits=32)
 ALONE = DecodeTile(keys=32, warps=4, stages=4, programs=512, most_splits=32)
+TOGETHER = DecodeTile(keys=64, warps=4, stages=2, programs=256, most_splits=8)  # for keys that all begin with
+TOGETHER_ROWS = 64  # queries of a program then
 ROW_BYTES = 256  # of a key, up to which these hold
 MERGED_AT_ONCE = 8192  # numbers that the last split reads at once
 
@@ -86,26 +92,36 @@ def _walk(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _begins(shared_len, BEGINS: tl.constexpr, KEYS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """How many keys a split of the common beginning has."""
+    return tl.maximum(tl.cdiv(tl.cdiv(shared_len, BEGINS), KEYS) * KEYS, 1)
+
+
+@triton.jit
 def _merge(  # type: ignore[no-untyped-def]
-    partial, sums, out, first_head, active,
-    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, MERGED: tl.constexpr, SPLITS: tl.constexpr,
-    AT_ONCE: tl.constexpr,
+    partial, sums, out, first_head, active, begun,
+    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, MERGED: tl.constexpr, PARTS: tl.constexpr,
+    BEGINS: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Put the first `active` splits of GROUP heads together. Read from L2: other multiprocessors wrote them."""
-    rows, splits, some = tl.arange(0, MERGED), tl.arange(0, SPLITS), tl.arange(0, AT_ONCE)
-    dims, heads = tl.arange(0, DIM), (first_head + tl.arange(0, MERGED)) * SPLITS
-    known = (rows < GROUP)[:, None] & (splits < active)[None, :]
+    """Put the first `begun` of BEGINS splits of the common beginning and the `active` ones behind those together, for
+    GROUP heads. Read from L2: other multiprocessors wrote them."""
+    rows, splits, some = tl.arange(0, MERGED), tl.arange(0, PARTS), tl.arange(0, AT_ONCE)
+    dims, heads = tl.arange(0, DIM), (first_head + tl.arange(0, MERGED)) * PARTS
+    there = (splits < begun) | ((splits >= BEGINS) & (splits < BEGINS + active))
+    known = (rows < GROUP)[:, None] & there[None, :]
     found = tl.load(sums + heads[:, None] + splits[None, :], mask=known, other=-float("inf"), cache_modifier=".cg")
     most = tl.maximum(tl.max(found, axis=1), NOTHING)
     total = tl.sum(tl.exp2(found - most[:, None]), axis=1)
     merged = tl.zeros([MERGED, DIM], tl.float32)
-    for first in range(0, active, AT_ONCE):
-        there = (rows < GROUP)[:, None] & (first + some < active)[None, :]
-        at = heads[:, None] + first + some[None, :]
-        weights = tl.exp2(tl.load(sums + at, mask=there, other=-float("inf"), cache_modifier=".cg") - most[:, None])
+    for first in range(0, BEGINS + active, AT_ONCE):
+        place = first + some
+        filled = (place < begun) | ((place >= BEGINS) & (place < BEGINS + active))
+        wanted = (rows < GROUP)[:, None] & filled[None, :]
+        at = heads[:, None] + place[None, :]
+        weights = tl.exp2(tl.load(sums + at, mask=wanted, other=-float("inf"), cache_modifier=".cg") - most[:, None])
         parts = tl.load(
             partial + at[:, :, None] * HEAD_DIM + dims[None, None, :],
-            mask=there[:, :, None] & (dims < HEAD_DIM)[None, None, :], other=0.0, cache_modifier=".cg",
+            mask=wanted[:, :, None] & (dims < HEAD_DIM)[None, None, :], other=0.0, cache_modifier=".cg",
         )  # fmt: skip
         merged += tl.sum(parts * weights[:, :, None], axis=1)
     merged = merged / tl.maximum(total, 1e-30)[:, None]
@@ -115,18 +131,24 @@ def _merge(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["block_tables", "kv_lens"])
 def _paged_decode(  # type: ignore[no-untyped-def]
-    q, k_cache, v_cache, out, block_tables, kv_lens, partial, sums, arrivals, scale, table_stride,
+    q, k_cache, v_cache, out, block_tables, kv_lens, shared, partial, sums, arrivals, scale, table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
-    MERGED: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
-    STAGES: tl.constexpr, COUNTED: tl.constexpr, EARLY: tl.constexpr,
+    MERGED: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PARTS: tl.constexpr,
+    BEGINS: tl.constexpr, BEGIN_KEYS: tl.constexpr, AT_ONCE: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    """BEGINS: splits of the common beginning, which are there already; 0: nobody looks for one."""
     wait(EARLY)
     GROUP: tl.constexpr = HEADS // KV_HEADS
     # Neighbours on the device take neighbouring heads, which lie beside one another in a page.
     kv_head, split, seq = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kv_len = tl.load(kv_lens + seq).to(tl.int32)
-    share = tl.cdiv(tl.cdiv(kv_len, SPLITS), KEYS) * KEYS
-    start, end = split * share, tl.minimum(split * share + share, kv_len)
+    begin, begun = 0, 0
+    if BEGINS > 0:
+        begin = tl.minimum(tl.load(shared).to(tl.int32), kv_len)  # a padded row has no keys
+        begun = tl.cdiv(begin, _begins(begin, BEGINS, BEGIN_KEYS))
+    own = kv_len - begin
+    share = tl.cdiv(tl.cdiv(own, SPLITS), KEYS) * KEYS
+    start, end = begin + split * share, tl.minimum(begin + split * share + share, kv_len)
     rows, dims = tl.arange(0, ROWS), tl.arange(0, DIM)
     first_head = seq * HEADS + kv_head * GROUP
     real = (rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
@@ -142,35 +164,51 @@ def _paged_decode(  # type: ignore[no-untyped-def]
         KV_HEADS * HEAD_DIM, HEAD_DIM, DIM, ROWS, BLOCK_SIZE, KEYS, STAGES,
     )  # fmt: skip
     result = result / tl.maximum(total, 1e-30)[:, None]
-    if SPLITS == 1:
+    if SPLITS == 1 and begun == 0:
         tl.store(out + at, result.to(out.dtype.element_ty), mask=real)
     else:
         if start < end:
-            at_split = (first_head + rows) * SPLITS + split
+            at_split = (first_head + rows) * PARTS + BEGINS + split
             tl.store(partial + at_split[:, None] * HEAD_DIM + dims[None, :], result, mask=real)
             tl.store(sums + at_split, best + tl.log2(tl.maximum(total, 1e-30)), mask=rows < GROUP)
-        if COUNTED:
-            tl.debug_barrier()  # all of this program's stores come before its arrival
+        tl.debug_barrier()  # all of this program's stores come before its arrival
+        arrived = SPLITS - 1
+        if SPLITS > 1:
             arrived = tl.atomic_add(arrivals + seq * KV_HEADS + kv_head, 1, sem="acq_rel", scope="gpu")
-            if arrived == SPLITS - 1:
-                active = tl.cdiv(kv_len, tl.maximum(share, 1))
-                _merge(partial, sums, out, first_head, active, HEAD_DIM, DIM, GROUP, MERGED, SPLITS, AT_ONCE)
+        if arrived == SPLITS - 1:
+            active = tl.cdiv(own, tl.maximum(share, 1))
+            _merge(partial, sums, out, first_head, active, begun, HEAD_DIM, DIM, GROUP, MERGED, PARTS, BEGINS, AT_ONCE)
+            if SPLITS > 1:
                 tl.store(arrivals + seq * KV_HEADS + kv_head, 0)
 
 
-@triton.jit(do_not_specialize_on_alignment=["kv_lens"])
-def _merge_splits(  # type: ignore[no-untyped-def]
-    partial, sums, out, kv_lens,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, MERGED: tl.constexpr,
-    KEYS: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr, EARLY: tl.constexpr,
+@triton.jit(do_not_specialize=["num_seqs"], do_not_specialize_on_alignment=["block_tables"])
+def _common_beginning(  # type: ignore[no-untyped-def]
+    q, k_cache, v_cache, block_tables, shared, partial, sums, scale, num_seqs,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, BEGINS: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    """The keys all sequences begin with, for ROWS queries of one KV head; the first row of the tables tells where."""
     wait(EARLY)
     GROUP: tl.constexpr = HEADS // KV_HEADS
-    first_head = tl.program_id(1) * HEADS + tl.program_id(0) * GROUP
-    kv_len = tl.load(kv_lens + tl.program_id(1)).to(tl.int32)
-    share = tl.cdiv(tl.cdiv(kv_len, SPLITS), KEYS) * KEYS
-    active = tl.cdiv(kv_len, tl.maximum(share, 1))
-    _merge(partial, sums, out, first_head, active, HEAD_DIM, DIM, GROUP, MERGED, SPLITS, AT_ONCE)
+    kv_head, split, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    shared_len = tl.load(shared).to(tl.int32)
+    share = _begins(shared_len, BEGINS, KEYS)
+    start, end = split * share, tl.minimum(split * share + share, shared_len)
+    if start < end:
+        rows, dims = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
+        head = rows // GROUP * HEADS + kv_head * GROUP + rows % GROUP
+        is_row = rows < num_seqs * GROUP
+        real = is_row[:, None] & (dims < HEAD_DIM)[None, :]
+        query = tl.load(q + head[:, None] * HEAD_DIM + dims[None, :], mask=real, other=0.0)
+        best, total, result = _walk(
+            query, k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM, block_tables, start, end, scale, dims,
+            KV_HEADS * HEAD_DIM, HEAD_DIM, DIM, ROWS, BLOCK_SIZE, KEYS, STAGES,
+        )  # fmt: skip
+        at = head * PARTS + split
+        tl.store(partial + at[:, None] * HEAD_DIM + dims[None, :], result / total[:, None], mask=real)
+        tl.store(sums + at, best + tl.log2(total), mask=is_row)
 
 
 def num_splits(num_seqs: int, num_kv_heads: int, tile: DecodeTile) -> int:
@@ -184,7 +222,10 @@ def num_splits(num_seqs: int, num_kv_heads: int, tile: DecodeTile) -> int:
 
 def default_tile(group: int, row_bytes: int) -> DecodeTile:
     """`row_bytes` of one key of one head: fewer keys at once where they are long, or shared memory is not enough."""
-    tile = ALONE if group == 1 else GROUPED
+    return _fitting(ALONE if group == 1 else GROUPED, row_bytes)
+
+
+def _fitting(tile: DecodeTile, row_bytes: int) -> DecodeTile:
     times_longer = triton.next_power_of_2(triton.cdiv(row_bytes, ROW_BYTES))
     return tile._replace(keys=max(MIN_DOT_SIDE, tile.keys // times_longer))
 
@@ -197,44 +238,46 @@ def paged_decode(
     out: Tensor | None = None,
     *,
     tile: DecodeTile | None = None,
-    counted: bool = True,
+    together: DecodeTile = TOGETHER,
 ) -> Tensor:
-    """q [S, N, D] of the decode sequences to [S, N, D], both dense. A sequence of length 0 (padding) gives zeros.
-
-    Not `counted`: a second kernel merges.
-    """
+    """q [S, N, D] of the decode sequences to [S, N, D], both dense. A sequence of length 0 (padding) gives zeros."""
     num_seqs, num_heads, head_dim = q.shape
     block_size, num_kv_heads = k_cache.shape[1], k_cache.shape[2]
     group = num_heads // num_kv_heads
-    tile = tile or default_tile(group, head_dim * q.element_size())
+    row_bytes = head_dim * q.element_size()
+    tile, together = tile or default_tile(group, row_bytes), _fitting(together, row_bytes)
     splits, dim = num_splits(num_seqs, num_kv_heads, tile), triton.next_power_of_2(head_dim)
+    shared = batch.shared_len if num_seqs >= SHARED_FROM else None
+    begins, rows = 0 if shared is None else together.most_splits, 1 if group == 1 else max(MIN_DOT_SIDE, group)
+    parts = triton.next_power_of_2(begins + splits)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
-    partial, sums, arrivals = _scratch(q, splits, num_kv_heads, batch, counted) if splits > 1 else (out, out, out)
+    partial, sums, arrivals = _scratch(q, parts, num_kv_heads, batch) if parts > 1 else (out, out, out)
     merged, early = triton.next_power_of_2(group), can_start_early(q)
+    q, scale = q.contiguous(), head_dim**-0.5 * LOG2_E
     sizes = {
-        "HEADS": num_heads, "KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim, "DIM": dim, "MERGED": merged,
-        "KEYS": tile.keys, "SPLITS": splits, "AT_ONCE": max(1, min(splits, MERGED_AT_ONCE // (merged * dim))),
-        "EARLY": early, "launch_pdl": early, "num_warps": tile.warps,
+        "HEADS": num_heads, "KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim, "DIM": dim, "BLOCK_SIZE": block_size,
+        "PARTS": parts, "BEGINS": begins, "EARLY": early, "launch_pdl": early,
     }  # fmt: skip
+    if shared is not None:
+        _common_beginning[(num_kv_heads, begins, triton.cdiv(num_seqs * group, TOGETHER_ROWS))](
+            q, k_cache, v_cache, batch.block_tables, shared, partial, sums, scale, num_seqs,
+            **sizes, ROWS=TOGETHER_ROWS, KEYS=together.keys, STAGES=together.stages, num_warps=together.warps,
+        )  # fmt: skip
     _paged_decode[(num_kv_heads, splits, num_seqs)](
-        q.contiguous(), k_cache, v_cache, out, batch.block_tables, batch.kv_lens_tensor, partial, sums, arrivals,
-        head_dim**-0.5 * LOG2_E, batch.block_tables.stride(0), **sizes,
-        ROWS=1 if group == 1 else max(MIN_DOT_SIDE, merged), BLOCK_SIZE=block_size, STAGES=tile.stages,
-        COUNTED=counted,
+        q, k_cache, v_cache, out, batch.block_tables, batch.kv_lens_tensor, out if shared is None else shared, partial,
+        sums, arrivals, scale, batch.block_tables.stride(0), **sizes, ROWS=triton.next_power_of_2(rows),
+        MERGED=merged, KEYS=tile.keys, SPLITS=splits, BEGIN_KEYS=together.keys, STAGES=tile.stages,
+        AT_ONCE=max(1, min(parts, MERGED_AT_ONCE // (merged * dim))), num_warps=tile.warps,
     )  # fmt: skip
-    if splits > 1 and not counted:
-        _merge_splits[(num_kv_heads, num_seqs)](partial, sums, out, batch.kv_lens_tensor, **sizes)
     return out
 
 
-def _scratch(
-    q: Tensor, splits: int, num_kv_heads: int, batch: AttentionBatch, counted: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _scratch(q: Tensor, parts: int, num_kv_heads: int, batch: AttentionBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Where splits leave their results and their sums, and where they are counted."""
     num_seqs, num_heads, head_dim = q.shape
-    partial = torch.empty(num_seqs, num_heads, splits, head_dim, dtype=torch.float32, device=q.device)
-    sums = torch.empty(num_seqs, num_heads, splits, dtype=torch.float32, device=q.device)
-    arrivals = batch.arrivals if counted else sums
+    partial = torch.empty(num_seqs, num_heads, parts, head_dim, dtype=torch.float32, device=q.device)
+    sums = torch.empty(num_seqs, num_heads, parts, dtype=torch.float32, device=q.device)
+    arrivals = batch.arrivals
     if arrivals is None:
         arrivals = torch.zeros(num_seqs * num_kv_heads, dtype=torch.int32, device=q.device)
     assert arrivals.numel() >= num_seqs * num_kv_heads

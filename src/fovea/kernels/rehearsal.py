@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
 import triton
 
 from fovea.core.machine import usable_cores
@@ -33,9 +34,16 @@ def compile_kernels(rehearse: Callable[[], object]) -> int:
     finally:
         triton.knobs.runtime.jit_cache_hook = before
     with ThreadPoolExecutor(min(MOST_THREADS, usable_cores())) as pool:
-        for compiled in [pool.submit(kernel.preload, how) for kernel, how in wanted.values()]:
-            compiled.result()
+        for made in [pool.submit(_make, kernel, how) for kernel, how in wanted.values()]:
+            made.result()
     return len(wanted)
+
+
+def _make(kernel: Any, how: str) -> None:
+    """Compile a kernel and load it. Triton 3.6 has a C compiler make what launches it, which takes as long again."""
+    compiled = kernel.preload(how)
+    if torch.cuda.is_available():
+        _ = compiled.run
 
 
 def on_compile(tell: Callable[[str], None]) -> None:

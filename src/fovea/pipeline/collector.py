@@ -25,6 +25,8 @@ from fovea.pipeline.preparer import Prepared
 from fovea.prompt.detokenizer import TAIL_TOKENS, Detokenizer
 from fovea.prompt.tokenizer import Tokenizer
 
+AHEAD_TOKENS = 32  # whose text is made at once, before it is wanted
+
 Stop = Callable[[str, int], EngineTimings | None]
 
 
@@ -32,7 +34,9 @@ Stop = Callable[[str, int], EngineTimings | None]
 class _Completion:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    detokenizer: Detokenizer | None = None
+    detokenizer: Detokenizer | None = None  # is told of each token as it comes
+    ahead: Detokenizer | None = None  # has the text of the first `num_ahead` tokens
+    num_ahead: int = 0
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     new_texts: list[str] = field(default_factory=list)  # since the last delta
@@ -53,7 +57,9 @@ class Collector:
         self._tokenizer = tokenizer
         self._stop = stop
         self._incremental = self._params.detokenize and (live or bool(self._params.stop_strings))
+        self._writes_at_end = self._params.detokenize and not self._incremental
         self._completions = [self._completion() for _ in range(self._params.n)]
+        self._num_unwritten = 0
         self._news: dict[int, None] = {}  # completions that the next deltas are about, in the order of their tokens
         self._num_live = self._params.n
         self._prompt_logprobs: list[TokenLogprobs | None] | None = None
@@ -67,6 +73,17 @@ class Collector:
     def finished(self) -> bool:
         return self._num_live == 0
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether `write_ahead` has something to do."""
+        return self._num_unwritten >= AHEAD_TOKENS and self._writes_at_end
+
+    def write_ahead(self) -> None:
+        """Text that nobody wants yet, at a time when a device is waited for anyway."""
+        self._num_unwritten = 0
+        for completion in self._completions:
+            self._write(completion, len(completion.token_ids) // AHEAD_TOKENS * AHEAD_TOKENS)
+
     def add(self, output: TokenOutput) -> None:
         """Take a token. Raises the request's own error if the engine ended it with one."""
         if output.error is not None:
@@ -79,6 +96,7 @@ class Collector:
             self._prompt_logprobs = output.prompt_logprobs
         if output.token_id is not None:
             completion.token_ids.append(output.token_id)
+            self._num_unwritten += 1
             if output.logprobs is not None:
                 completion.logprobs.append(self._named(output.logprobs))
             if self._first_token_at is None:
@@ -183,10 +201,20 @@ class Collector:
             return ""
         if completion.detokenizer is not None:
             return completion.detokenizer.text
-        detokenizer = self._detokenizer()
-        detokenizer.push_all(completion.token_ids)
+        if completion.finish_reason is None:  # asked before its end, and will be again
+            completion = replace(completion, ahead=None, num_ahead=0)
+        detokenizer = self._write(completion, len(completion.token_ids))
         detokenizer.finish()
         return detokenizer.text
+
+    def _write(self, completion: _Completion, until: int) -> Detokenizer:
+        """Bring the text to so many tokens: in the same parts whenever it happens, because broken bytes may show it."""
+        if completion.ahead is None:
+            completion.ahead = self._detokenizer()
+        for start in range(completion.num_ahead, until, AHEAD_TOKENS):
+            completion.ahead.push_all(completion.token_ids[start : min(until, start + AHEAD_TOKENS)])
+        completion.num_ahead = until
+        return completion.ahead
 
     def _named(self, entry: TokenLogprobs) -> TokenLogprobs:
         texts = {token_id: self._tokenizer.token_text(token_id) for token_id in entry}

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fovea.core.config import MIB, EngineConfig
 from fovea.core.errors import EmbeddingsError, MediaError, MediaSourceError
+from fovea.core.turns import outside_turn
 from fovea.core.types import ImagePlan, MediaItem, MediaReport, Picture
 from fovea.families.base import Family
 from fovea.media.decode import decode
@@ -172,10 +173,11 @@ class Pictures:
             if picture.source is not None and picture.plan is not None:
                 job = jobs.setdefault(id(picture.source), _Job(number, picture.media, picture.source))
                 job.plans[picture.plan] = None
-        videos = {
-            number: self._make_video(one, number, len(opened)) for number, one in enumerate(opened, 1) if one.video
-        }
-        done = dict(zip(jobs, self._run(list(jobs.values()), len(opened), resize_on_device, shared), strict=True))
+        with outside_turn():
+            videos = {
+                number: self._make_video(one, number, len(opened)) for number, one in enumerate(opened, 1) if one.video
+            }
+            done = dict(zip(jobs, self._run(list(jobs.values()), len(opened), resize_on_device, shared), strict=True))
         return [
             self._made_video(one, videos[number], salt) if one.video else self._made(one, done, salt)
             for number, one in enumerate(opened, 1)
@@ -234,7 +236,8 @@ class Pictures:
             if not isinstance(source, FramesSource):
                 source = open_source(source, self._video_limits.picture)
         assert isinstance(source, (FramesSource, BytesSource)), "all that a video can be once it is in memory"
-        video = open_video(source, media, self._family, options, self._video_limits)
+        with outside_turn():
+            video = open_video(source, media, self._family, options, self._video_limits)
         plan, num_bytes = video.plan, video.clip.num_bytes
         return Opened(media, None, None, plan, plan.num_tokens, plan.grid, num_bytes, fetch_s, video)
 
@@ -265,7 +268,8 @@ class Pictures:
             opened, fetch_s = open_source(source, limits), 0.0
         elif fetched is None:
             started = time.perf_counter()
-            opened = open_source(source, limits, replace(self._fetch_policy, max_bytes=limits.max_bytes))
+            with outside_turn():
+                opened = open_source(source, limits, replace(self._fetch_policy, max_bytes=limits.max_bytes))
             fetch_s = time.perf_counter() - started
         else:
             opened, fetch_s = _given(source, fetched, limits)

@@ -21,6 +21,7 @@ from fovea.prompt.tokenizer import Tokenizer
 
 TAIL_TOKENS = 8
 TOKENS_AT_ONCE = 64
+MOST_CUT = 4
 MAX_PENDING_TOKENS = 16  # a character has at most 4 bytes; so many tokens without a whole one are garbage
 _REPLACEMENT = "\ufffd"
 _MAX_BROKEN_CHARS = 3  # an unfinished character is decoded to so many replacement characters at most
@@ -78,17 +79,25 @@ class Detokenizer:
         """
         assert not self._matchers, "stop strings are looked for token by token"
         visible = [token_id for token_id in token_ids if self._is_visible(token_id)]
-        for start in range(0, len(visible), TOKENS_AT_ONCE):
-            part = visible[start : start + TOKENS_AT_ONCE]
-            new = self._decode([*self._window, *part])[self._num_chars :]
-            is_cut = new.endswith(_REPLACEMENT) if self._tokenizer.is_byte_level else _REPLACEMENT in new
-            if not new or is_cut:
-                for token_id in part:
-                    self.push(token_id)
-            else:
-                self._window, self._num_settled = part, len(part)
-                self._num_chars = len(self._decode(part))
-                self._give(self._scan(new, check_stop=False))
+        while visible:
+            part = visible[:TOKENS_AT_ONCE]
+            # Where the last character is not finished, one of a few tokens less may be.
+            counts = range(len(part), max(0, len(part) - (MOST_CUT if self._tokenizer.is_byte_level else 1)), -1)
+            taken = next((count for count in counts if self._take(part[:count])), 0)
+            for token_id in part if not taken else ():
+                self.push(token_id)
+            visible = visible[taken or len(part) :]
+
+    def _take(self, part: list[int]) -> bool:
+        """Give out the text of these tokens at once, if it is certain."""
+        new = self._decode([*self._window, *part])[self._num_chars :]
+        is_cut = new.endswith(_REPLACEMENT) if self._tokenizer.is_byte_level else _REPLACEMENT in new
+        if not new or is_cut:
+            return False
+        self._window, self._num_settled = part, len(part)
+        self._num_chars = len(self._decode(part))
+        self._give(self._scan(new, check_stop=False))
+        return True
 
     def finish(self) -> str:
         """The rest: unfinished characters and text held back for a stop string that did not come."""

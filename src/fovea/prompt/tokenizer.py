@@ -23,6 +23,7 @@ import tokenizers
 
 from fovea.core.errors import FoveaError, ModelError, ModelNotFoundError, PromptError
 from fovea.core.log import logger
+from fovea.core.turns import outside_turn
 from fovea.families.config_reader import read_json, read_text
 from fovea.families.gguf_file import is_gguf, read_gguf
 from fovea.prompt.gguf_tokenizer import gguf_definition
@@ -165,7 +166,8 @@ class Tokenizer:
             "does not end on this text; shorten or change the text."
         )
         # A batch, because that lets other threads of Python run meanwhile; `encode` holds them all up.
-        return _guard(lambda: backend.encode_batch([text], add_special_tokens=False)[0], error)
+        with outside_turn():
+            return _guard(lambda: backend.encode_batch([text], add_special_tokens=False)[0], error)
 
     def _hits(self, encoding: tokenizers.Encoding) -> list[_Hit]:
         """Where control tokens were read in the encoded text."""

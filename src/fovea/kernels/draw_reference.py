@@ -1,0 +1,55 @@
+"""Drawing a token from each row of logits, in plain torch: what the kernel in draw.py does without a sort.
+
+A row's weights relative to its largest are whole numbers (32-bit fixed point), whose sums are exact in any order. What
+stays is decided by value, so equal logits stand or fall together. One uniform number picks from the running sum of what
+stays, in the order of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+WEIGHT_SCALE = 2.0**32
+
+
+class Ways(NamedTuple):
+    """How to draw from rows: `numbers` [5, R] float64 are temperature, min_p, top_k (0: all), top_p and uniform [0, 1).
+
+    `is_truncated`: whether some have top_k or top_p.
+    """
+
+    numbers: Tensor
+    is_truncated: bool
+
+
+def draw(logits: Tensor, ways: Ways) -> Tensor:
+    """Tokens [R] int64 from rows of float32 logits [R, V]; anything where a row has no finite largest value.
+
+    Of the weights exp((x - largest) / temperature) those below min_p are left out; then all but the top_k largest
+    (and their equals); then, from the largest on, what comes after top_p of the sum is reached.
+    """
+    temperature, min_p, top_k, top_p, uniform = (column[:, None] for column in ways.numbers)
+    best = logits.amax(dim=-1, keepdim=True)  # [R, 1]
+    weights = ((logits - best) / temperature.float()).exp().nan_to_num_(0.0)  # [R, V], 1 for the likeliest
+    weights.masked_fill_(weights < min_p.float(), 0.0)
+    if ways.is_truncated:
+        ordered, order = logits.sort(dim=-1, descending=True)  # [R, V]
+        last = top_k.long().clamp(max=logits.shape[1]) - 1
+        weights.masked_fill_((logits < ordered.gather(1, last.clamp(min=0))) & (last >= 0), 0.0)
+        mass = _mass(weights)
+        summed = mass.gather(1, order).cumsum(dim=-1)
+        reached = summed.double() >= summed[:, -1:].double() * top_p
+        mass.masked_fill_((logits < ordered.gather(1, reached.int().argmax(dim=-1, keepdim=True))) & (top_p < 1), 0)
+    else:
+        mass = _mass(weights)
+    running = mass.cumsum(dim=-1)
+    total = running[:, -1:]
+    target = torch.minimum((total.double() * uniform).long(), total - 1)
+    return torch.searchsorted(running, target, right=True).clamp_(0, logits.shape[1] - 1)[:, 0]
+
+
+def _mass(weights: Tensor) -> Tensor:
+    return (weights * WEIGHT_SCALE).long()
