@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
+from fovea import kernels
 from tests.contract.source import Module, imports, modules
 
 # What each package may import from Fovea, beside itself. TYPE_CHECKING and imports inside functions count too.
@@ -80,6 +82,13 @@ def test_core_imports_the_standard_library_only(third_party: str) -> None:
     """numpy is the exception, in annotations: pixels and positions are arrays."""
     assert not [m.name for m in modules() if m.package == "core" and list(imports(m, of=third_party))]
     assert loaded_after("import fovea.core.types, fovea.core.config, fovea.core.params", third_party, "numpy") == []
+
+
+def test_no_operation_is_called_like_a_module_of_its_package() -> None:
+    """Importing the module would put it in the operation's place, at the first call on a GPU and not before."""
+    names = {Path(module.path).stem for module in modules() if module.name.startswith("fovea.kernels.")}
+    assert names >= {"drawing", "reference"}
+    assert not names & set(kernels.__all__)
 
 
 def loaded_after(statement: str, *names: str) -> list[str]:
