@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from fovea import kernels
 from tests.contract.source import Module, imports, modules
 
 # What each package may import from Fovea, beside itself. TYPE_CHECKING and imports inside functions count too.
@@ -80,6 +81,13 @@ def test_core_imports_the_standard_library_only(third_party: str) -> None:
     """numpy is the exception, in annotations: pixels and positions are arrays."""
     assert not [m.name for m in modules() if m.package == "core" and list(imports(m, of=third_party))]
     assert loaded_after("import fovea.core.types, fovea.core.config, fovea.core.params", third_party, "numpy") == []
+
+
+def test_no_operation_is_called_like_a_module_of_its_package() -> None:
+    """Importing the module would put it in the operation's place, at the first call on a GPU and not before."""
+    names = {module.path.stem for module in modules() if module.package == "kernels"}
+    assert names >= {"drawing", "reference"}
+    assert not names & set(kernels.__all__)
 
 
 def loaded_after(statement: str, *names: str) -> list[str]:

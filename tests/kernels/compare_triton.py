@@ -14,8 +14,8 @@ from torch import Tensor
 from fovea.kernels import draw_reference, elementwise, reference
 from fovea.kernels.argmax import likeliest
 from fovea.kernels.batch import AttentionBatch
-from fovea.kernels.draw import draw
 from fovea.kernels.draw_reference import Ways
+from fovea.kernels.drawing import draw
 
 ON_CARD = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_CARD else "cpu")

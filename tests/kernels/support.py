@@ -9,5 +9,5 @@ import torch
 
 
 def wanted_dtypes(known: Iterable[torch.dtype]) -> list[torch.dtype]:
-    """Those that the command line names; all if it names none. A program for each compiles its kernels beside others."""
+    """Those that the command line names, all if it names none: programs of one type each compile side by side."""
     return [dtype for dtype in known if not sys.argv[1:] or str(dtype).removeprefix("torch.") in sys.argv[1:]]

@@ -128,22 +128,21 @@ class Sequence:
             return self.hashes
         ids = np.asarray(self.token_ids[known * block_size : full * block_size], np.int64).tobytes()
         block_bytes = len(ids) // (full - known)
-        for place, at in zip(range(known, full), range(0, len(ids), block_bytes)):
-            start = place * block_size
-            self.hashes.append(self._hash_block(ids[at : at + block_bytes], start, start + block_size))
+        spans = [(span.start, span.end, item.key) for span, item in zip(self.request.spans, self.request.media)]
+        digest = self.hashes[-1] if known else self._root_hash()
+        for place in range(known, full):
+            start, end = place * block_size, (place + 1) * block_size
+            hashed = digest + ids[(place - known) * block_bytes : (place - known + 1) * block_bytes]
+            for first, last, key in spans:
+                if first < end and start < last:
+                    hashed += key + (start - first).to_bytes(8, "little", signed=True)
+            for number, span in enumerate(self.request.open_spans):
+                if span.start < end and start < span.end:
+                    hashed += b"open" + (start - span.start).to_bytes(8, "little", signed=True)
+                    hashed += self._open_digest(number)
+            digest = hashlib.sha256(hashed).digest()
+            self.hashes.append(digest)
         return self.hashes
-
-    def _hash_block(self, ids: bytes, start: int, end: int) -> bytes:
-        parent = self.hashes[-1] if self.hashes else self._root_hash()
-        digest = hashlib.sha256(parent + ids)
-        for span, item in zip(self.request.spans, self.request.media, strict=True):
-            if span.start < end and start < span.end:
-                digest.update(item.key + (start - span.start).to_bytes(8, "little", signed=True))
-        for number, span in enumerate(self.request.open_spans):
-            if span.start < end and start < span.end:
-                digest.update(b"open" + (start - span.start).to_bytes(8, "little", signed=True))
-                digest.update(self._open_digest(number))
-        return digest.digest()
 
     def _open_digest(self, number: int) -> bytes:
         """The identity of a whole open span: all its tokens see each other, so keys of its first depend on its last."""

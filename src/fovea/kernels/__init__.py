@@ -207,7 +207,7 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 def draw(logits: Tensor, rows: Tensor, ways: Ways) -> Tensor:
     """draw_reference.draw of some rows [R] of float32 logits [S, V]."""
     if logits.is_cuda:
-        from fovea.kernels.draw import draw as fused
+        from fovea.kernels.drawing import draw as fused
 
         return fused(logits, rows, ways)
     return draw_reference.draw(logits[rows], ways)

@@ -1,4 +1,4 @@
-"""Drawing a token from each row of logits, in plain torch: what the kernel in draw.py does without a sort.
+"""Drawing a token from each row of logits, in plain torch: what the kernel in drawing.py does without a sort.
 
 A row's weights relative to its largest are whole numbers (32-bit fixed point), whose sums are exact in any order. What
 stays is decided by value, so equal logits stand or fall together. One uniform number picks from the running sum of what
