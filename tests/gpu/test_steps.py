@@ -33,6 +33,7 @@ from tests.parity.support import (
     answer,
     ask_all,
     check_idle,
+    leads,
     load,
     num_decided,
     question,
@@ -123,21 +124,12 @@ def test_graphs_give_the_log_probabilities_of_eager_steps_in_bfloat16(engines: E
         [o.outputs[0] for o in run_together(engines.get(variant, **options, enforce_eager=e), prompts, [params] * 4)]
         for e in (False, True)
     )
-    compared = [num_decided(_leads(completion), 0.1) for completion in eager]
+    compared = [num_decided(leads(completion), 0.1) for completion in eager]
     assert sum(compared) >= 8, "the checkpoint says too little"
     for decided, one, other in zip(compared, graph, eager, strict=True):
         assert one.token_ids[:decided] == other.token_ids[:decided]
         for token, a, b in zip(one.token_ids[:decided], one.logprobs or (), other.logprobs or ()):
             assert a[token].logprob == pytest.approx(b[token].logprob, abs=0.1)
-
-
-def _leads(completion: CompletionOutput) -> list[float]:
-    """By how much each token leads the next likely one."""
-    leads = []
-    for entry in completion.logprobs or ():
-        first, second = sorted((value.logprob for value in entry.values()), reverse=True)[:2]
-        leads.append(first - second)
-    return leads
 
 
 # --- planned ahead or not --------------------------------------------------------------------------------------------

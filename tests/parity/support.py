@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from fovea.core.params import SamplingParams
-from fovea.core.types import RequestOutput
+from fovea.core.types import CompletionOutput, RequestOutput
 from fovea.llm import LLM
 from fovea.pipeline.collector import Collector
 from fovea.prompt.forms import parse_prompt
@@ -257,6 +257,15 @@ def words(llm: LLM) -> list[int]:
     space = "Ġ" if llm.family.name.startswith("Qwen") else "▁"
     found = [llm.get_tokenizer().token_id(f"{space}{word}") for word in ("river", "sea", "story", "day", "red", "blue")]
     return [token for token in found if token is not None]
+
+
+def leads(completion: CompletionOutput) -> list[float]:
+    """By how much each token leads the next likely one."""
+    found = []
+    for entry in completion.logprobs or ():
+        first, second = sorted((value.logprob for value in entry.values()), reverse=True)[:2]
+        found.append(first - second)
+    return found
 
 
 def num_decided(margins: Sequence[float], least: float = 1e-3) -> int:

@@ -15,7 +15,8 @@ from fovea.engine.graphs import Recorded, Recorder
 from fovea.kernels.batch import SEGMENT_ROWS, Segments
 from fovea.models.vision import VisionTower
 
-PATCHES = (*range(256, 1024, 128), *range(1024, 4096, 256), *range(4096, 16385, 512))
+# With more patches the device is busy for longer than the launches take.
+PATCHES = (*range(256, 1024, 128), *range(1024, 4096, 256), *range(4096, 8193, 512))
 WINDOW_ROWS = 32  # windows have this many patches at least, but for some
 MORE_TILES = 32
 
