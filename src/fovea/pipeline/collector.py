@@ -25,7 +25,7 @@ from fovea.pipeline.preparer import Prepared
 from fovea.prompt.detokenizer import TAIL_TOKENS, Detokenizer
 from fovea.prompt.tokenizer import Tokenizer
 
-AHEAD_TOKENS = 32  # whose text is made at once, before it is wanted
+AHEAD_TOKENS = 16  # whose text is made at once, before it is wanted
 
 Stop = Callable[[str, int], EngineTimings | None]
 
