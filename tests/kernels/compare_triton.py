@@ -77,7 +77,7 @@ def compare_draw(width: int) -> None:
     logits[2, width // 2 :] = -torch.inf
     logits[2, 0], logits[3] = 3.0, 1e4 + logits[3]
     picks = [
-        (t, m, k, p) for t in (1.0, 1e-5, 50.0) for m in (0.0, 0.2) for k in (0, 2, 20, width) for p in (1, 0.9, 0.01)
+        (t, m, k, p) for t in (1.0, 1e5, 0.02) for m in (0.0, 0.2) for k in (0, 2, 20, width) for p in (1, 0.9, 0.01)
     ]
     rows = torch.randint(0, len(logits), (len(picks),)).to(DEVICE)
     numbers = torch.cat([torch.tensor(picks).double(), torch.rand(len(picks), 1).double()], dim=1).T.contiguous()

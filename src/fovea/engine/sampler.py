@@ -289,7 +289,7 @@ def _is_truncated(params: SamplingParams) -> bool:
 def _numbers(row: SamplingRow) -> tuple[float, float, int, float, float]:
     """See ops.Ways."""
     params = row.params
-    return params.temperature, params.min_p, max(params.top_k, 0), params.top_p, _uniform(row)
+    return 1 / params.temperature, params.min_p, max(params.top_k, 0), params.top_p, _uniform(row)
 
 
 def _uniform(row: SamplingRow) -> float:

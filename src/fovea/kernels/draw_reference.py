@@ -16,7 +16,8 @@ WEIGHT_SCALE = 2.0**32
 
 
 class Ways(NamedTuple):
-    """How to draw from rows: `numbers` [5, R] float64 are temperature, min_p, top_k (0: all), top_p and uniform [0, 1).
+    """How to draw from rows: `numbers` [5, R] float64 are 1 / temperature, min_p, top_k (0: all), top_p and a number of
+    [0, 1) drawn uniformly.
 
     `is_truncated`: whether some have top_k or top_p.
     """
@@ -28,12 +29,12 @@ class Ways(NamedTuple):
 def draw(logits: Tensor, ways: Ways) -> Tensor:
     """Tokens [R] int64 from rows of float32 logits [R, V]; anything where a row has no finite largest value.
 
-    Of the weights exp((x - largest) / temperature) those below min_p are left out; then all but the top_k largest
+    Of the weights exp((x - largest) / temperature), those below min_p are left out; then all but the top_k largest
     (and their equals); then, from the largest on, what comes after top_p of the sum is reached.
     """
-    temperature, min_p, top_k, top_p, uniform = (column[:, None] for column in ways.numbers)
+    sharpness, min_p, top_k, top_p, uniform = (column[:, None] for column in ways.numbers)
     best = logits.amax(dim=-1, keepdim=True)  # [R, 1]
-    weights = ((logits - best) / temperature.float()).exp().nan_to_num_(0.0)  # [R, V], 1 for the likeliest
+    weights = ((logits - best) * sharpness.float()).exp().nan_to_num_(0.0)  # [R, V], 1 for the likeliest
     weights.masked_fill_(weights < min_p.float(), 0.0)
     if ways.is_truncated:
         ordered, order = logits.sort(dim=-1, descending=True)  # [R, V]

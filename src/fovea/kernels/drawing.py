@@ -2,7 +2,7 @@
 
 What top_k and top_p leave is all from some value on. It is found by bisecting: a pass over the row counts, or adds up,
 what lies above three values between the two that are left; some ten passes for a row. A row of a large vocabulary is
-half a megabyte and stays in L2.
+half a megabyte and stays in L2; the next values are on their way while these are looked at.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fovea.kernels.draw_reference import WEIGHT_SCALE, Ways
 
 VALUES_AT_ONCE = 4096
 NUM_WARPS = 16
+STAGES = tl.constexpr(3)
 SCALE = tl.constexpr(WEIGHT_SCALE)
 FAR = tl.constexpr(23.0)  # exp of minus that is less than 1 / WEIGHT_SCALE
 NOWHERE = tl.constexpr(2147483647)
@@ -28,30 +29,30 @@ def _values(row, first, width, AT_ONCE: tl.constexpr):  # type: ignore[no-untype
 
 
 @triton.jit
-def _masses(x, best, temperature, min_p, lowest):  # type: ignore[no-untyped-def]
+def _masses(x, best, sharpness, min_p, lowest):  # type: ignore[no-untyped-def]
     """Weights as whole numbers, of values from `lowest` on."""
-    weights = tl.exp(tl.div_rn(x - best, tl.zeros_like(x) + temperature))
+    weights = tl.exp((x - best) * sharpness)
     stays = (weights >= min_p) & (x >= lowest)  # neither is true of NaN
     return (tl.where(stays, weights, 0.0) * SCALE).to(tl.int64)
 
 
 @triton.jit
-def _lowest(row, width, best, temperature, min_p, lowest, needed, BY_COUNT: tl.constexpr, AT_ONCE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _lowest(row, width, best, sharpness, min_p, lowest, needed, BY_COUNT: tl.constexpr, AT_ONCE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The largest value from which on there are `needed` values, or weights of that sum; where all weigh next to
     nothing, one below the needed."""
-    low, high = best - FAR * temperature, best + (tl.abs(best) * 2.4e-7 + 1e-30)
+    low, high = best - FAR / sharpness, best + (tl.abs(best) * 2.4e-7 + 1e-30)
     inside = width  # values from low on that are below high, as far as is known
     middle = low + (high - low) * 0.5
     while (inside > 1) & (middle > low) & (middle < high):
         first_quarter, last_quarter = low + (high - low) * 0.25, low + (high - low) * 0.75
         sums_a, sums_b = tl.zeros([AT_ONCE], tl.int64), tl.zeros([AT_ONCE], tl.int64)
         sums_c, between = tl.zeros([AT_ONCE], tl.int64), tl.zeros([AT_ONCE], tl.int32)
-        for first in range(0, width, AT_ONCE):
+        for first in tl.range(0, width, AT_ONCE, num_stages=STAGES):
             x = _values(row, first, width, AT_ONCE)
             if BY_COUNT:
                 some = tl.full([AT_ONCE], 1, tl.int64)
             else:
-                some = _masses(x, best, temperature, min_p, lowest)
+                some = _masses(x, best, sharpness, min_p, lowest)
             sums_a += tl.where(x >= first_quarter, some, 0)
             sums_b += tl.where(x >= middle, some, 0)
             sums_c += tl.where(x >= last_quarter, some, 0)
@@ -71,10 +72,10 @@ def _lowest(row, width, best, temperature, min_p, lowest, needed, BY_COUNT: tl.c
 
 
 @triton.jit
-def _total(row, width, best, temperature, min_p, lowest, AT_ONCE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _total(row, width, best, sharpness, min_p, lowest, AT_ONCE: tl.constexpr):  # type: ignore[no-untyped-def]
     sums = tl.zeros([AT_ONCE], tl.int64)
-    for first in range(0, width, AT_ONCE):
-        sums += _masses(_values(row, first, width, AT_ONCE), best, temperature, min_p, lowest)
+    for first in tl.range(0, width, AT_ONCE, num_stages=STAGES):
+        sums += _masses(_values(row, first, width, AT_ONCE), best, sharpness, min_p, lowest)
     return tl.sum(sums, axis=0)
 
 
@@ -82,26 +83,26 @@ def _total(row, width, best, temperature, min_p, lowest, AT_ONCE: tl.constexpr):
 def _draw(logits, rows, numbers, tokens, width, count, AT_ONCE: tl.constexpr):  # type: ignore[no-untyped-def]
     number = tl.program_id(0)
     row = logits + tl.load(rows + number) * width
-    temperature, min_p = tl.load(numbers + number).to(tl.float32), tl.load(numbers + count + number).to(tl.float32)
+    sharpness, min_p = tl.load(numbers + number).to(tl.float32), tl.load(numbers + count + number).to(tl.float32)
     top_k, top_p = tl.load(numbers + 2 * count + number), tl.load(numbers + 3 * count + number)
     most = tl.full([AT_ONCE], -float("inf"), tl.float32)
-    for first in range(0, width, AT_ONCE):
+    for first in tl.range(0, width, AT_ONCE, num_stages=STAGES):
         most = tl.maximum(most, _values(row, first, width, AT_ONCE))
     best = tl.max(most, axis=0)
     lowest = tl.full([], -float("inf"), tl.float32)
     if top_k > 0:
-        lowest = _lowest(row, width, best, temperature, min_p, lowest, top_k, True, AT_ONCE)
-    total = _total(row, width, best, temperature, min_p, lowest, AT_ONCE)
+        lowest = _lowest(row, width, best, sharpness, min_p, lowest, top_k, True, AT_ONCE)
+    total = _total(row, width, best, sharpness, min_p, lowest, AT_ONCE)
     if top_p < 1:
         needed = total.to(tl.float64) * top_p
-        above = _lowest(row, width, best, temperature, min_p, lowest, needed, False, AT_ONCE)
+        above = _lowest(row, width, best, sharpness, min_p, lowest, needed, False, AT_ONCE)
         lowest = tl.maximum(lowest, above)
-        total = _total(row, width, best, temperature, min_p, lowest, AT_ONCE)
+        total = _total(row, width, best, sharpness, min_p, lowest, AT_ONCE)
     target = (total.to(tl.float64) * tl.load(numbers + 4 * count + number)).to(tl.int64)
     target = tl.minimum(target, total - 1)
     running, found = total * 0, width - 1
-    for first in range(0, width, AT_ONCE):
-        masses = _masses(_values(row, first, width, AT_ONCE), best, temperature, min_p, lowest)
+    for first in tl.range(0, width, AT_ONCE, num_stages=STAGES):
+        masses = _masses(_values(row, first, width, AT_ONCE), best, sharpness, min_p, lowest)
         added = tl.sum(masses, axis=0)
         if (running <= target) & (running + added > target):
             passed = running + tl.cumsum(masses, axis=0) > target

@@ -2,8 +2,8 @@
 
 A weight exists in full only from the arrival of its first tensor to that of its last. Norms, embeddings, routers and
 experts stay as they are, and so does the tower: its steps have hundreds of rows, where integers gain nothing. A tied
-head becomes an int8 copy of the embedding table, which stays for looking tokens up;
-beside float8, heads stay as they are.
+head becomes an int8 copy of the embedding table, which stays for looking tokens up; beside float8 heads stay as they
+are.
 """
 
 from __future__ import annotations
