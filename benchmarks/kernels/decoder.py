@@ -252,9 +252,10 @@ def _shared(s: Shapes) -> Callable[[], Arms]:
     def build() -> Arms:
         pages = Pages(s, [1] * QUESTIONS, [KEYS + OWN_KEYS] * QUESTIONS, 1)
         q, caches, alone = noise(QUESTIONS, s.heads, s.head_dim), (pages.k_cache, pages.v_cache), pages.batches[0]
-        begin = KEYS // pages.k_cache.shape[1]
+        block_size = pages.k_cache.shape[1]
+        begin = KEYS // block_size
         alone.block_tables[:, :begin] = alone.block_tables[0, :begin]
-        batch = replace(alone, shared_len=torch.tensor([KEYS], device=shapes.CARD))
+        batch = replace(alone, shared_len=torch.tensor([begin * block_size], device=shapes.CARD))
 
         def ours(i: int, **options: Any) -> Tensor:
             return paged_decode(q, *caches, batch, **tiled(options, DecodeTile))
