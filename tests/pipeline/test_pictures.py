@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 from PIL import Image
 
 from fovea.core.errors import MediaDecodeError, MediaError
+from fovea.core.turns import Turns
 from fovea.core.types import ImagePlan, Picture
 from fovea.media.decode import decode
-from fovea.media.source import ArraySource, MemorySource, PilSource
+from fovea.media.source import ArraySource, BytesSource, MemorySource, PilSource
 from fovea.media.transform import apply_plan
 from fovea.pipeline import pictures
 from fovea.pipeline.pictures import SharedDecodes
@@ -241,3 +243,26 @@ def test_a_picture_that_several_requests_show_is_decoded_once(monkeypatch: pytes
         with pytest.raises(MediaError):
             shared.decode(ArraySource(broken))
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("waits_for", ["decode", "open_source"])
+def test_a_request_that_decodes_or_fetches_leaves_its_turn_to_others(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, waits_for: str
+) -> None:
+    """Two at once, or the barrier breaks."""
+    made, turns, both = preparer(checkpoints, "llava"), Turns(), threading.Barrier(2, timeout=20)
+    original = getattr(pictures, waits_for)
+
+    def waiting(source: Any, *rest: Any) -> Any:
+        both.wait()
+        return BytesSource(png(30, 20)) if waits_for == "open_source" else original(source, *rest)
+
+    monkeypatch.setattr(pictures, waits_for, waiting)
+    address = "https://example.org/a.png" if waits_for == "open_source" else URL
+
+    def prepared() -> int:
+        with turns.take():
+            return len(run(made, chat(made, part(address))).request.media)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [one.result(30) for one in [pool.submit(prepared) for _ in range(2)]] == [1, 1]

@@ -91,12 +91,11 @@ class PromptGraphs:
 
     def capture(self) -> None:
         """Largest first, so that smaller graphs fit into memory that is there already."""
+        recorder = self._shared.recorder
         for tokens in sorted({*FIRST_TOKENS, self._sizes[-1].tokens}, reverse=True):
             sizes = self._sizes_of(tokens)
-            for size in sizes:
-                self._shared.recorder.make(
-                    self._graphs, size, partial(self._rehearse, sizes[0]), partial(self._step, size)
-                )
+            for size in sizes if recorder.is_on else ():
+                recorder.make(self._graphs, size, partial(self._rehearse, sizes[0]), partial(self._step, size))
 
     def fits(self, chunks: list[Chunk]) -> bool:
         """Whether there is a graph, or one could be made now."""
