@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fovea.core.errors import RequestFailedError
+from fovea.core.errors import PromptError, RequestFailedError
 from fovea.core.types import Delta, EngineTimings, Logprob, TokenOutput
 from fovea.llm import LLM
 from fovea.pipeline.collector import AHEAD_TOKENS, Collector
@@ -177,6 +177,22 @@ def test_writing_ahead_changes_no_text(llm: LLM, count: int) -> None:
     assert num_written == 2 * count // AHEAD_TOKENS
     assert [o.text for o in eager.output().outputs] == [o.text for o in plain.output().outputs]
     assert [o.text for o in eager.output().outputs] == [o.text for o in plain.output().outputs], "asked once more"
+
+
+def test_text_that_cannot_be_made_fails_with_its_own_answer(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = collector(llm)
+    for place in range(AHEAD_TOKENS):
+        one.add(token(word(llm, "a"), last=place == AHEAD_TOKENS - 1))
+
+    def fails(*_: object, **__: object) -> str:
+        raise PromptError("no text")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(llm.get_tokenizer()), "decode", fails)
+        one.write_ahead()
+        with pytest.raises(PromptError, match="no text"):
+            one.output()
+    assert one.output().outputs[0].text.split() == ["a"] * AHEAD_TOKENS
 
 
 def test_nobody_is_behind_whose_text_is_made_as_it_comes_or_not_wanted(llm: LLM) -> None:

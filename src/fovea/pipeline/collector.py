@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from fovea.core.errors import FoveaError
 from fovea.core.types import (
     CompletionOutput,
     Delta,
@@ -82,7 +83,10 @@ class Collector:
         """Text that nobody wants yet, at a time when a device is waited for anyway."""
         self._num_unwritten = 0
         for completion in self._completions:
-            self._write(completion, len(completion.token_ids) // AHEAD_TOKENS * AHEAD_TOKENS)
+            try:
+                self._write(completion, len(completion.token_ids) // AHEAD_TOKENS * AHEAD_TOKENS)
+            except FoveaError:  # `output` starts anew, and raises it where it is the request's own
+                completion.ahead, completion.num_ahead = None, 0
 
     def add(self, output: TokenOutput) -> None:
         """Take a token. Raises the request's own error if the engine ended it with one."""
