@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.kernels.decoder import tiled
 from benchmarks.kernels.measure import Arms, Case, sets_for
 from benchmarks.kernels.shapes import ELEMENT_BYTES, Shapes, linear, noise
 from fovea import kernels as ops
@@ -41,8 +42,8 @@ def _layer(rows: int, width: int, outputs: int, sets: int) -> Callable[[], Arms]
         def ours(i: int, **options: Any) -> Tensor:
             if not options:
                 return ops.fp8_product(quantised[i], x)
-            tile, some = few_rows.Tile(**options), quantised[i]
-            return few_rows.linear(x, some.values, scales=some.scales, tile=tile)
+            some = quantised[i]
+            return few_rows.linear(x, some.values, scales=some.scales, **tiled(options, few_rows.Tile))
 
         return Arms(ours, {"bfloat16": lambda i: torch.mm(x, plain[i].t())}, sets, is_pure=False)
 

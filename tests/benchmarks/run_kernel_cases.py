@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.kernels import decoder, measure, shapes, tower
+from benchmarks.kernels import decoder, fp8, measure, shapes, tower
 
 GROUPED = dataclasses.replace(
     shapes.MODELS[0],
@@ -22,6 +22,7 @@ def main() -> None:
     shapes.CARD, shapes.DTYPE, measure.MOST_SETS = torch.device("cpu"), torch.float32, 2
     decoder.ROWS, decoder.DECODE_ROWS, decoder.KEYS = (1, 20), (2,), 20  # type: ignore[assignment]
     decoder.PREFILLS = {"2 x 9": ([9, 9], [9, 9]), "2 x 3 over 20": ([3, 3], [23, 23])}
+    fp8.ROWS = (1, 20)  # type: ignore[assignment]
     tower.PATCHES, tower.PICTURE, tower.TILE_PX = 5, (20, 12), 28
     torch.manual_seed(0)
     ran = 0
@@ -34,6 +35,7 @@ def main() -> None:
 
 def _cases(small: shapes.Shapes) -> Iterator[measure.Case]:
     yield from decoder.cases(small)
+    yield from fp8.cases(small)
     yield from tower.cases(small)
 
 

@@ -72,6 +72,21 @@ def test_a_prompt_that_another_is_being_computed_for_waits_for_its_blocks() -> N
     assert shape(step(world)) == [("a", 81, 82), ("other", 80, 81), ("b", 80, 81), ("c", 80, 81)]
 
 
+def test_a_prompt_that_arrives_while_its_beginning_is_in_flight_waits_for_it_too() -> None:
+    """The second question about a picture came a step after the first, found nothing settled, and computed it again."""
+    scheduler = make_scheduler(max_num_batched_tokens=400, num_blocks=200)
+    add(scheduler, "a", *range(80), 90)
+    flight = scheduler.plan()
+    for chunk in flight.chunks:
+        scheduler.launch(chunk)
+        chunk.sequence.expect(0)
+    add(scheduler, "b", *range(80), 91)
+    assert shape(scheduler.plan()) == [("a", 81, 82)]
+    for chunk in flight.chunks:
+        scheduler.settle(chunk)
+    assert ("b", 80, 81) in shape(scheduler.plan())
+
+
 def test_a_short_common_beginning_is_not_waited_for() -> None:
     world = World(make_scheduler(max_num_batched_tokens=400, num_blocks=200))
     add(world.scheduler, "a", *range(70), *range(100, 180))

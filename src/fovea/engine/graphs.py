@@ -93,10 +93,7 @@ class Recorder:
         rehearse: Callable[[], object],
         body: Callable[[], Tensor],
     ) -> Recorded | None:
-        """The graph of a size, made when it is asked for the second time; None at the first (and then in `graphs`).
-
-        Where one cannot be made, for want of memory say, no others are tried.
-        """
+        """The graph of a size, made when it is asked for the second time; None at the first (and then in `graphs`)."""
         if size not in graphs and self.is_on:
             graphs[size] = None
         elif self.is_on and graphs[size] is None:
@@ -110,6 +107,7 @@ class Recorder:
         rehearse: Callable[[], object],
         body: Callable[[], Tensor],
     ) -> None:
+        """The graph of a size. Where one cannot be made, for want of memory say, no others are tried."""
         try:
             rehearse()
             graphs[size] = self.record(body)

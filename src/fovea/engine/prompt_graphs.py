@@ -134,7 +134,7 @@ class PromptGraphs:
         self._shared.last.copy_(last)
 
     def _does(self, made: _Size, wanted: _Size, num_sequences: int) -> bool:
-        """Whether a larger graph may take the place of the one that is wanted once more."""
+        """Note what a larger graph costs in place of the one that is wanted; whether that is still worth it."""
         self._padded[wanted] = self._padded.get(wanted, 0) + made.tokens - wanted.tokens
         return num_sequences > ALONE and self._padded[wanted] < WORTH_TOKENS
 

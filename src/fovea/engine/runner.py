@@ -131,7 +131,15 @@ class Runner:
         logits = torch.empty(len(self._last), self.vocab_size, dtype=model.dtype, device=model.device)
         recorder = self._recorder = Recorder()
         shared = Shared(
-            *(model, model.make_rope(), self._pages, self._last, logits, self._arrivals, self._nothing, plan, recorder)
+            model=model,
+            rope=model.make_rope(),
+            pages=self._pages,
+            last=self._last,
+            logits=logits,
+            arrivals=self._arrivals,
+            nothing=self._nothing,
+            plan=plan,
+            recorder=recorder,
         )
         self._graphs = DecodeGraphs(shared)
         self._prompt_graphs = PromptGraphs(shared, max_num_batched_tokens)
@@ -166,7 +174,7 @@ class Runner:
         self._recorder.is_on = True
         self._prompt_graphs.capture()
         torch.cuda.synchronize()
-        logger.info("captured the graphs of decoding and of full steps in %.1f s", time.perf_counter() - started)
+        logger.info("captured the first graphs in %.1f s", time.perf_counter() - started)
 
     def forget_counts(self) -> None:
         """What was run to warm up is nobody's."""

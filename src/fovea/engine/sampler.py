@@ -273,7 +273,8 @@ def _groups(drawn: Sequence[int], rows: Sequence[SamplingRow], logits: Tensor) -
     How a row is drawn follows from its own parameters, not from its group. On CUDA they are one: nothing is sorted.
     """
     if logits.is_cuda:
-        yield from [(list(drawn), True)] if drawn else ()
+        if drawn:
+            yield list(drawn), True
         return
     most = max(1, DRAW_CHUNK_ELEMENTS // logits.shape[1])
     for truncated in (False, True):

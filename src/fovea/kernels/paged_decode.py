@@ -248,11 +248,12 @@ def paged_decode(
     tile, together = tile or default_tile(group, row_bytes), _fitting(together, row_bytes)
     splits, dim = num_splits(num_seqs, num_kv_heads, tile), triton.next_power_of_2(head_dim)
     shared = batch.shared_len if num_seqs >= SHARED_FROM else None
-    begins, rows = 0 if shared is None else together.most_splits, 1 if group == 1 else max(MIN_DOT_SIDE, group)
+    begins = 0 if shared is None else together.most_splits
     parts = triton.next_power_of_2(begins + splits)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     partial, sums, arrivals = _scratch(q, parts, num_kv_heads, batch) if parts > 1 else (out, out, out)
     merged, early = triton.next_power_of_2(group), can_start_early(q)
+    rows = 1 if group == 1 else max(MIN_DOT_SIDE, merged)
     q, scale = q.contiguous(), head_dim**-0.5 * LOG2_E
     sizes = {
         "HEADS": num_heads, "KV_HEADS": num_kv_heads, "HEAD_DIM": head_dim, "DIM": dim, "BLOCK_SIZE": block_size,
@@ -265,7 +266,7 @@ def paged_decode(
         )  # fmt: skip
     _paged_decode[(num_kv_heads, splits, num_seqs)](
         q, k_cache, v_cache, out, batch.block_tables, batch.kv_lens_tensor, out if shared is None else shared, partial,
-        sums, arrivals, scale, batch.block_tables.stride(0), **sizes, ROWS=triton.next_power_of_2(rows),
+        sums, arrivals, scale, batch.block_tables.stride(0), **sizes, ROWS=rows,
         MERGED=merged, KEYS=tile.keys, SPLITS=splits, BEGIN_KEYS=together.keys, STAGES=tile.stages,
         AT_ONCE=max(1, min(parts, MERGED_AT_ONCE // (merged * dim))), num_warps=tile.warps,
     )  # fmt: skip

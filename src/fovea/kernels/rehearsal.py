@@ -33,17 +33,20 @@ def compile_kernels(rehearse: Callable[[], object]) -> int:
         rehearse()
     finally:
         triton.knobs.runtime.jit_cache_hook = before
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
     with ThreadPoolExecutor(min(MOST_THREADS, usable_cores())) as pool:
-        for made in [pool.submit(_make, kernel, how) for kernel, how in wanted.values()]:
+        for made in [pool.submit(_make, kernel, how, device) for kernel, how in wanted.values()]:
             made.result()
     return len(wanted)
 
 
-def _make(kernel: Any, how: str) -> None:
+def _make(kernel: Any, how: str, device: int | None) -> None:
     """Compile a kernel and load it. Triton 3.6 has a C compiler make what launches it, which takes as long again."""
-    compiled = kernel.preload(how)
-    if torch.cuda.is_available():
-        _ = compiled.run
+    if device is None:
+        kernel.preload(how)
+        return
+    torch.cuda.set_device(device)  # a new thread would take the first
+    _ = kernel.preload(how).run
 
 
 def on_compile(tell: Callable[[str], None]) -> None:

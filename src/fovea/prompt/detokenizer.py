@@ -21,7 +21,7 @@ from fovea.prompt.tokenizer import Tokenizer
 
 TAIL_TOKENS = 8
 TOKENS_AT_ONCE = 64
-MOST_CUT = 4
+MOST_CUT = 4  # tokens at the end of a part that may hold an unfinished character
 MAX_PENDING_TOKENS = 16  # a character has at most 4 bytes; so many tokens without a whole one are garbage
 _REPLACEMENT = "\ufffd"
 _MAX_BROKEN_CHARS = 3  # an unfinished character is decoded to so many replacement characters at most
