@@ -124,7 +124,7 @@ def test_flags_become_a_config(argv: tuple[str, ...], expected: Mapping[str, Any
         (("--api-key-file", ""), "--api-key-file is empty."),
         (("--port", "80x"), "'80x' is not a whole number"),
         (("-tp", "2"), "--tensor-parallel-size '2' is not supported; taken: 1."),
-        (("--kv-cache-dtype", "fp8"), "--kv-cache-dtype 'fp8' is not supported; taken: auto."),
+        (("--kv-cache-dtype", "fp8_e5m2"), "--kv-cache-dtype: invalid choice: 'fp8_e5m2'"),
         (("--task", "embed"), "--task: invalid choice: 'embed'"),
     ],
 )

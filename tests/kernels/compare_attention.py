@@ -11,9 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fovea.kernels import reference
+from fovea.kernels import kv_pages, reference
 from fovea.kernels.attention_tiles import Tile
 from fovea.kernels.batch import AttentionBatch, Segments, segment_tiles
+from fovea.kernels.fp8_weights import FP8
 from fovea.kernels.packed_attention import segment_attention
 from fovea.kernels.paged_decode import ALONE, GROUPED, paged_decode
 from fovea.kernels.paged_prefill import paged_prefill
@@ -38,10 +39,10 @@ def main() -> None:
             compare_segments(heads, dim, lengths, dtype, padded=False)
             compare_segments(heads, dim, lengths[:1], dtype, padded=True)
         for heads, kv_heads, dim in HEADS:
-            for _ in range(3 if ON_CARD else 1):
-                batch = Pages(rng, kv_heads, dim, dtype)
-                compare_paged(batch, heads)
-            compare_shared(rng, heads, kv_heads, dim, dtype)
+            for is_fp8 in (False, True) if ON_CARD or dim <= 96 else (False,):
+                for _ in range(3 if ON_CARD else 1):
+                    compare_paged(Pages(rng, kv_heads, dim, dtype, is_fp8=is_fp8), heads)
+                compare_shared(rng, heads, kv_heads, dim, dtype, is_fp8=is_fp8)
     print("equal")  # noqa: T201
 
 
@@ -66,10 +67,17 @@ def compare_segments(heads: int, dim: int, lengths: list[int], dtype: torch.dtyp
         assert bool(out[lengths[0] : lengths[0] + lengths[1]].isnan().all())
 
 
+def in_float8(pages: Tensor) -> tuple[kv_pages.Pages, Tensor]:
+    """Pages with the same rows, and what those stand for, in the type of the others."""
+    place = kv_pages.make_pages(torch.zeros, tuple(pages.shape), FP8, DEVICE)
+    kv_pages.store(place, torch.arange(pages.shape[0] * pages.shape[1], device=DEVICE), pages.flatten(0, 1))
+    return place, kv_pages.gather(place, torch.arange(len(pages), device=DEVICE), pages.dtype)
+
+
 class Pages:
     """Random sequences, those of one new token first; what is not theirs is not a number."""
 
-    def __init__(self, rng: random.Random, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+    def __init__(self, rng: random.Random, kv_heads: int, dim: int, dtype: torch.dtype, *, is_fp8: bool) -> None:
         most = 300 if ON_CARD else 60
         block = rng.choice(BLOCK_SIZES)
         lengths = [rng.choice((1, 15, 16, 17, 63, 64, 65, rng.randint(1, most))) for _ in range(rng.randint(0, 3))]
@@ -88,6 +96,10 @@ class Pages:
                 cache[table[count - 1], (length - 1) % block + 1 :] = float("nan")
         nobodys = next(places)
         self.k[nobodys], self.v[nobodys] = float("nan"), float("nan")
+        self.caches: tuple[kv_pages.Pages, kv_pages.Pages] = self.k, self.v
+        if is_fp8:
+            (keys, self.k), (values, self.v) = in_float8(self.k), in_float8(self.v)
+            self.caches = keys, values
         starts = torch.tensor([0, *query_lens], dtype=rng.choice(INT_TYPES)).cumsum(0, dtype=rng.choice(INT_TYPES))
         nothing = torch.empty(0)
         kv_lens = torch.tensor(lengths, dtype=rng.choice(INT_TYPES)).to(DEVICE)
@@ -113,30 +125,33 @@ def compare_paged(pages: Pages, heads: int) -> None:
     batch, first = pages.batch, pages.num_decode
     q = noise(sum(batch.query_lens), heads, pages.k.shape[3], dtype=pages.k.dtype)
     want, out = twin(q, pages), torch.full_like(q, 7.0)
-    paged_prefill(q, pages.k, pages.v, batch, out, tile=TILE, padded=first % 2 == 0)
+    paged_prefill(q, *pages.caches, batch, out, tile=TILE, padded=first % 2 == 0)
     close(out[first:], want[first:])
     assert bool((out[:first] == 7.0).all()), "rows of sequences with one new token are somebody else's"
     if not first:
         return
     usual = ALONE if heads == pages.k.shape[2] else GROUPED
     for tile in (usual._replace(programs=1), usual._replace(keys=16, most_splits=4), *([None] if ON_CARD else [])):
-        paged_decode(q[:first], pages.k, pages.v, batch, out[:first], tile=tile)
+        paged_decode(q[:first], *pages.caches, batch, out[:first], tile=tile)
         close(out[:first], want[:first])
         assert not pages.arrivals.any(), "left as zeros for the next step"
     empty = AttentionBatch(
         first, [1] * first, [], batch.slots, batch.block_tables, torch.zeros_like(batch.kv_lens_tensor), None,
         batch.cos, batch.sin,
     )  # fmt: skip
-    assert not paged_decode(q[:first], pages.k, pages.v, empty, tile=usual._replace(most_splits=2)).any(), (
+    assert not paged_decode(q[:first], *pages.caches, empty, tile=usual._replace(most_splits=2)).any(), (
         "padding rows of a graph have no keys"
     )
 
 
-def compare_shared(rng: random.Random, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+def compare_shared(
+    rng: random.Random, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, *, is_fp8: bool
+) -> None:
     """Sequences that begin with the same blocks, a padded row among them: as if each had them for itself."""
     block, count, begin = rng.choice(BLOCK_SIZES), rng.choice((15, 20, 31)), rng.choice((1, 2, 9))
     lengths = [begin * block + rng.randint(1, 70) for _ in range(count)] + [0]
-    cache = noise(2, 4 * count, block, kv_heads, dim, dtype=dtype)
+    rows = noise(2, 4 * count, block, kv_heads, dim, dtype=dtype)
+    k, v = (in_float8(some)[0] if is_fp8 else some for some in rows)
     tables = torch.randint(0, 4 * count, (count + 1, -(-max(lengths) // block)))
     tables[:, :begin] = tables[0, :begin]
     nothing, lens = torch.empty(0), torch.tensor(lengths).to(DEVICE)
@@ -145,11 +160,11 @@ def compare_shared(rng: random.Random, heads: int, kv_heads: int, dim: int, dtyp
     )
     q = noise(count + 1, heads, dim, dtype=dtype)
     tile = (ALONE if heads == kv_heads else GROUPED)._replace(most_splits=rng.choice((1, 4)))
-    want = paged_decode(q, cache[0], cache[1], batch, tile=tile)
+    want = paged_decode(q, k, v, batch, tile=tile)
     for shared in (0, begin * block):
         arrivals = torch.zeros((count + 1) * kv_heads, dtype=torch.int32, device=DEVICE)
         known = replace(batch, shared_len=torch.tensor([shared], device=DEVICE), arrivals=arrivals)
-        close(paged_decode(q, cache[0], cache[1], known, tile=tile), want)
+        close(paged_decode(q, k, v, known, tile=tile), want)
         assert not arrivals.any(), "left as zeros for the next step"
 
 

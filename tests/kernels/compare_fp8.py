@@ -1,4 +1,4 @@
-"""Float8 kernels against their plain twins: rows that become float8, and few rows times float8 weights.
+"""Float8 kernels against their plain twins: rows, keys and values that become float8, few rows times float8 weights.
 
 Run as compare_triton is. The interpreter loses the carry where rounding to float8 reaches the next power of two: there
 one value in twenty may be off. On a card values are at most a step apart, and one in a hundred is.
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fovea import kernels as ops
-from fovea.kernels import few_rows, fp8, fp8_weights, reference
+from fovea.kernels import elementwise, few_rows, fp8, fp8_weights, kv_pages, reference
 from fovea.kernels.batch import AttentionBatch
-from fovea.kernels.fp8_weights import Fp8Weight, quantise_fp8
+from fovea.kernels.fp8_weights import FP8, Fp8Weight, quantise_fp8
 from tests.kernels.compare_dense import DEVICE, EPS, ON_CARD, TOLERANCE, close, noise
 
 STEP = 0.13  # of a value; a step is at most 1/8
@@ -23,11 +23,15 @@ HEADS = ((2, 1, 16, 96, 32), (1, 1, 32, 704, 48)) + (
     ((12, 2, 128, 1536, 8960), (32, 32, 96, 3072, 8192), (32, 32, 128, 4096, 11008)) if ON_CARD else ()
 )
 
+STORED = ((1, 4, 4, 96), (5, 12, 2, 128), (2, 15, 2, 80), (3, 3, 3, 16)) + (((8192, 32, 32, 128),) if ON_CARD else ())
+
 
 def main() -> None:
     for dtype in TOLERANCE if ON_CARD else (torch.float32, torch.float16):
         for rows, width in SIZES:
             compare_rows(rows, width, dtype)
+        for sizes in STORED:
+            compare_store(*sizes, dtype)
         for rows in (1, 2, 4):
             for heads in HEADS:
                 compare_few_rows(rows, *heads, dtype)
@@ -44,8 +48,25 @@ def compare_rows(rows: int, width: int, dtype: torch.dtype) -> None:
     alike(fp8.silu_mul_rows(pair), fp8_weights.silu_mul_rows(pair))
 
 
-def alike(ours: tuple[Tensor, Tensor], twin: tuple[Tensor, Tensor]) -> None:
-    torch.testing.assert_close(ours[1], twin[1], atol=0, rtol=1e-4)
+def compare_store(tokens: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+    """Queries stay as they are; other slots keep what they hold; a key of zeros has a scale, too."""
+    shape = (tokens // 16 + 2, 16, kv_heads, dim)
+    ours, twin = ([kv_pages.make_pages(torch.zeros, shape, FP8, DEVICE) for _ in "kv"] for _ in range(2))
+    slots = torch.randperm(shape[0] * 16)[:tokens].to(DEVICE)
+    cos, sin = (noise(tokens, dim // 2, dtype=torch.float32) for _ in range(2))
+    batch = AttentionBatch(tokens, [1] * tokens, [], slots, slots, slots, None, cos, sin)
+    qkv = 3 * noise(tokens, heads + 2 * kv_heads, dim, dtype=dtype)
+    qkv[0, heads] = 0
+    turned = elementwise.rotate_and_store(qkv, heads, ours[0], ours[1], batch)
+    close(turned, reference.rotate_and_store(qkv, heads, twin[0], twin[1], batch).double(), dtype)
+    for some, wanted in zip(ours, twin, strict=True):
+        assert isinstance(some, kv_pages.Fp8Pages)
+        assert isinstance(wanted, kv_pages.Fp8Pages)
+        alike((some.values, some.scales), (wanted.values, wanted.scales), rtol=TOLERANCE[dtype][1])
+
+
+def alike(ours: tuple[Tensor, Tensor], twin: tuple[Tensor, Tensor], *, rtol: float = 1e-4) -> None:
+    torch.testing.assert_close(ours[1], twin[1], atol=0, rtol=rtol)
     made, wanted = ours[0].float(), twin[0].float()
     far = (made - wanted).abs() > SMALL + STEP * wanted.abs()
     assert float(far.float().mean()) < (0 if ON_CARD else SHARE) + 1e-9

@@ -1,4 +1,4 @@
-"""The embedded model's accuracy with integer and float8 weights: within half a point of the plain weights'."""
+"""The embedded model's accuracy with integer and float8 weights, keys and values: within half a point of the plain."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tiny import evaluate
 COUNT = 12
 TASKS = ("scene", "text", "pair", "motion")
 WITHIN = 0.005
+WAYS = [*({"quantization": kind} for kind in ("int8", "int4", "fp8")), {"kv_cache_dtype": "fp8"}]
+NAMES = ["-".join(way.values()) + ("-kv" if "kv_cache_dtype" in way else "") for way in WAYS]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=evaluate.MAX_ANSWER_TOKENS)
 
 
@@ -35,11 +37,11 @@ def plain(folder: Path, examples: list[evaluate.Example]) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("options", WAYS, ids=NAMES)
 def test_quantised_answers_are_as_right(
-    folder: Path, examples: list[evaluate.Example], plain: list[str], quantization: str, dtype: str
+    folder: Path, examples: list[evaluate.Example], plain: list[str], options: dict[str, str], dtype: str
 ) -> None:
-    given = answers(folder, examples, dtype=dtype, quantization=quantization)
+    given = answers(folder, examples, dtype=dtype, **options)
 
     def right(said: list[str]) -> float:
         parts = [slice(i * COUNT, (i + 1) * COUNT) for i in range(len(TASKS))]
@@ -52,11 +54,11 @@ def test_quantised_answers_are_as_right(
     assert same >= 0.9 * len(plain)
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4", "fp8"])
-def test_the_demo_s_questions_are_answered_one_by_one(folder: Path, quantization: str) -> None:
+@pytest.mark.parametrize("options", WAYS, ids=NAMES)
+def test_the_demo_s_questions_are_answered_one_by_one(folder: Path, options: dict[str, str]) -> None:
     pictures = folder.parent / "pictures"
     entries = json.loads((pictures / "questions.json").read_text(encoding="utf-8"))
     for entry in entries[:4]:
         shown = tuple(Image.open(pictures / name).convert("RGB") for name in entry["pictures"])
         example = evaluate.Example("scene", shown, entry["question"], entry["answer"])
-        assert answers(folder, [example], quantization=quantization) == [entry["answer"]]
+        assert answers(folder, [example], **options) == [entry["answer"]]

@@ -28,7 +28,6 @@ IGNORED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "config-format": ("auto", "hf"),
         "runner": ("auto", "generate"),
         "convert": ("auto", "none"),
-        "kv-cache-dtype": ("auto",),
         "scheduling-policy": ("fcfs",),
         "chat-template-content-format": ("auto",),
         "response-role": ("assistant",),

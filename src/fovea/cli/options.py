@@ -61,7 +61,8 @@ SERVER_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("served_model_name", "chat_template", "max_model_len", "seed"),
         ),
         "memory and speed": (
-            *("dtype", "quantization", "device", "enforce_eager", "gpu_memory_utilization", "kv_cache_memory_bytes"),
+            *("dtype", "quantization", "device", "enforce_eager", "gpu_memory_utilization"),
+            *("kv_cache_dtype", "kv_cache_memory_bytes"),
             "max_num_seqs",
             *("max_num_batched_tokens", "max_num_batched_patches", "block_size", "enable_prefix_caching"),
             *(

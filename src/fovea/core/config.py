@@ -17,6 +17,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 Quantization = Literal["int8", "int4", "fp8"]
+KvCacheDtype = Literal["auto", "fp8"]
 ModelImpl = Literal["auto", "fused", "generic", "compatible"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -24,6 +25,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "load_format": ("auto", "safetensors", "gguf", "dummy"),
     "model_impl": ("auto", "fused", "generic", "compatible"),
+    "kv_cache_dtype": ("auto", "fp8"),
     "quantization": ("int8", "int4", "fp8"),
     "task": ("generate",),
     "log_format": ("auto", "human", "json"),
@@ -85,6 +87,9 @@ class EngineConfig:
     block_size: int = option(16, "Tokens in one KV block.", low=1, high=256)
     gpu_memory_utilization: float = option(0.92, "Share of GPU memory to plan with.", low=0.05, high=1.0)
     kv_cache_memory_bytes: int | None = option(None, "Bytes for the KV cache; overrides the share above.", low=1)
+    kv_cache_dtype: KvCacheDtype = option(
+        "auto", "auto: keys and values in the compute type; fp8: in float8 with a scale for each token and head."
+    )
     enable_prefix_caching: bool = option(True, "Reuse KV blocks of equal prompt beginnings.")
     encoder_cache_bytes: int | None = option(
         None, "Bytes for picture embeddings kept for reuse; default: from the memory plan.", low=0

@@ -71,6 +71,7 @@ def plan_engine(config: EngineConfig, family: Family) -> Blueprint:
     if device.type == "cpu":
         _want_huge_pages()
     _check_quantization(config, family, device)
+    _check_kv_cache(config, family, device)
     machine = read_machine(device)
     num_parameters = count_parameters(family)
     if device.type == "cpu":
@@ -244,6 +245,20 @@ def _check_quantization(config: EngineConfig, family: Family, device: torch.devi
         raise InvalidOptionError(f"quantization is {config.quantization!r}, but {why}. Or leave it out.")
     if is_fp8 and runs_on == "cpu":
         logger.warning("fp8 weights are slow on a CPU: they are restored for every product; int8 and int4 are for CPUs")
+
+
+def _check_kv_cache(config: EngineConfig, family: Family, device: torch.device) -> None:
+    if config.kv_cache_dtype == "auto":
+        return
+    why = None
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        why = "this GPU does not convert float8 (compute capability 8.9)"
+    elif isinstance(family, Bridged) and family.path == "compatible":
+        why = f"{family.name} takes the compatible path, on which transformers keeps keys and values"
+    if why is not None:
+        raise InvalidOptionError(f"kv_cache_dtype is {config.kv_cache_dtype!r}, but {why}. Or leave it out.")
+    if device.type == "cpu":
+        logger.warning("keys and values in fp8 save memory on a CPU, not time: they are restored in every step")
 
 
 def choose_dtype(

@@ -23,7 +23,8 @@ from fovea.engine.sampler import choose_likeliest
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from fovea.kernels.batch import SHARED_FROM, AttentionBatch
-from fovea.models.decoder import KVPages, Rope
+from fovea.kernels.kv_pages import KVPages
+from fovea.models.decoder import Rope
 from fovea.models.vlm import VLM
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)

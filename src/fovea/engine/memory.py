@@ -19,6 +19,7 @@ DRAW_CHUNK_ELEMENTS = 8 * 1024**2  # the sampler draws in chunks of this many lo
 DRAW_ELEMENT_BYTES = 64  # what a draw holds for each value of a chunk
 RULED_QUERIES = 256  # of kernels/reference.py
 DENSE_ROWS = 256  # of models/moe.py, FEW_TOKENS
+FP8_BYTES, KV_SCALE_BYTES = 1, 4  # of a value, and of one for each head, of kernels/kv_pages.py
 LOGIT_ROWS_AT_ONCE = 256  # prompt log-probabilities are computed in slices of this many rows
 
 
@@ -41,6 +42,7 @@ class MemoryPlan:
     block_size: int
     max_model_len: int
     max_picture_patches: int
+    fp8_kv: bool = False  # keys and values in float8, with scales
 
     @property
     def kv_tokens(self) -> int:
@@ -48,8 +50,8 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         return (
-            f"memory plan: weights {_size(self.weights_bytes)}, KV cache {_size(self.kv_bytes)} "
-            f"({self.kv_tokens:,} tokens in {self.num_blocks:,} blocks), picture embeddings "
+            f"memory plan: weights {_size(self.weights_bytes)}, KV cache{' in float8' if self.fp8_kv else ''} "
+            f"{_size(self.kv_bytes)} ({self.kv_tokens:,} tokens in {self.num_blocks:,} blocks), picture embeddings "
             f"{_size(self.encoder_cache_bytes)}, workspace {_size(self.workspace_bytes)}; "
             f"max_model_len {self.max_model_len:,}"
         )
@@ -69,8 +71,9 @@ def plan_memory(
     Raises CapacityError if the weights, or one request of `max_model_len`, do not fit.
     """
     wanted_len = _wanted_len(spec, config)
-    token_bytes = spec.decoder.kv_bytes_per_token(element_bytes)
-    block_bytes = token_bytes * config.block_size
+    fp8_kv = config.kv_cache_dtype == "fp8"
+    value_bytes, scale_bytes = (FP8_BYTES, KV_SCALE_BYTES) if fp8_kv else (element_bytes, 0)
+    block_bytes = spec.decoder.kv_bytes_per_token(value_bytes, scale_bytes) * config.block_size
     fitting_patches = min(largest_picture_patches, wanted_len * spec.projector.merge**2)
     max_patches = max(config.max_num_batched_patches, fitting_patches)
     workspace = workspace_bytes(spec, config, element_bytes, max_patches)
@@ -98,6 +101,7 @@ def plan_memory(
         block_size=config.block_size,
         max_model_len=max_len,
         max_picture_patches=max_patches,
+        fp8_kv=fp8_kv,
     )
 
 

@@ -24,8 +24,10 @@ from fovea.engine.sampler import NOT_FINITE, Sampled, SamplingRow, choose, is_pl
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from fovea.engine.tower_graphs import TowerGraphs
+from fovea.kernels import kv_pages
 from fovea.kernels.cpu.library import Crew
-from fovea.models.decoder import KVPages
+from fovea.kernels.fp8_weights import FP8
+from fovea.kernels.kv_pages import KVPages
 from fovea.models.generic import GenericModel
 from fovea.models.vlm import VLM
 
@@ -190,12 +192,12 @@ class Runner:
         # One block more than the pool knows: padded rows of a graph write there.
         shape = (plan.num_blocks + 1, plan.block_size, spec.num_kv_heads, spec.head_dim)
 
-        device, dtype = self.model.device, self.model.dtype
-        make = _lazy_zeros if device.type == "cpu" else torch.zeros
-        return [
-            (make(shape, dtype=dtype, device=device), make(shape, dtype=dtype, device=device))
-            for _ in range(spec.num_layers)
-        ]
+        device, dtype = self.model.device, FP8 if plan.fp8_kv else self.model.dtype
+        zeros = _lazy_zeros if device.type == "cpu" else torch.zeros
+        keys, values = (
+            [kv_pages.make_pages(zeros, shape, dtype, device) for _ in range(spec.num_layers)] for _ in range(2)
+        )
+        return list(zip(keys, values, strict=True))
 
     @torch.inference_mode()
     def encode(self, items: list[MediaItem]) -> float:
@@ -215,8 +217,8 @@ class Runner:
         """Zeros into blocks nobody owns, where NaN may stand: attention on a CPU multiplies masked values by 0."""
         index = torch.tensor(blocks, dtype=torch.int64, device=self.model.device)
         for keys, values in self._pages:
-            keys.index_fill_(0, index, 0)
-            values.index_fill_(0, index, 0)
+            kv_pages.clear(keys, index)
+            kv_pages.clear(values, index)
 
     @torch.inference_mode()
     def forward(self, chunks: list[Chunk]) -> Launched:

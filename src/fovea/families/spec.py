@@ -124,8 +124,9 @@ class DecoderSpec:
         window = self.sliding_window
         return self if window is None or window < num_tokens else replace(self, sliding_window=None)
 
-    def kv_bytes_per_token(self, element_bytes: int) -> int:
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
+    def kv_bytes_per_token(self, element_bytes: int, scale_bytes: int = 0) -> int:
+        """scale_bytes: beside each head's key, and each head's value."""
+        return 2 * self.num_layers * self.num_kv_heads * (self.head_dim * element_bytes + scale_bytes)
 
 
 @dataclass(frozen=True, slots=True)

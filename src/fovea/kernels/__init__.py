@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fovea.core.log import logger
@@ -23,6 +22,8 @@ from fovea.kernels.cpu.segments import segment_attention as native_segments
 from fovea.kernels.cpu.weight import NativeWeight
 from fovea.kernels.draw_reference import Ways
 from fovea.kernels.fp8_weights import Fp8Weight, fp8_of, has_scaled_product, with_bias
+from fovea.kernels.kv_pages import Pages
+from fovea.kernels.reference import gelu_tanh_mul
 
 __all__ = [
     "FEW_ROWS",
@@ -85,8 +86,8 @@ def norm_qkv(
     norm: Norm,
     linear: nn.Module,
     num_heads: int,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Pages,
+    v_cache: Pages,
     batch: AttentionBatch,
     head_norms: tuple[Norm, Norm] | None = None,
 ) -> Tensor:
@@ -94,13 +95,14 @@ def norm_qkv(
 
     head_norms: of each query head and of each key head, before they are rotated. No kernel joins these to the rest.
     """
-    if head_norms is None and _turns_all(batch, k_cache) and _is_few_rows(x):
-        from fovea.kernels.few_rows import norm_qkv as fused
+    if isinstance(k_cache, Tensor) and isinstance(v_cache, Tensor):  # float8 needs whole heads to find their scales
+        if head_norms is None and _turns_all(batch, k_cache) and _is_few_rows(x):
+            from fovea.kernels.few_rows import norm_qkv as fused
 
-        weight, bias, scales = _stored(linear)
-        return fused(x, norm.weight, norm.eps, weight, bias, num_heads, k_cache, v_cache, batch, scales=scales)
-    if (native := _native(linear, x)) is not None and native.turns(x):
-        return native.norm_qkv(x, norm, num_heads, k_cache, v_cache, batch, head_norms)
+            weight, bias, scales = _stored(linear)
+            return fused(x, norm.weight, norm.eps, weight, bias, num_heads, k_cache, v_cache, batch, scales=scales)
+        if (native := _native(linear, x)) is not None and native.turns(x):
+            return native.norm_qkv(x, norm, num_heads, k_cache, v_cache, batch, head_norms)
     return _store_heads(_normed(x, norm, linear), num_heads, k_cache, v_cache, batch, head_norms)
 
 
@@ -108,8 +110,8 @@ def project_qkv(
     x: Tensor,
     linear: nn.Module,
     num_heads: int,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Pages,
+    v_cache: Pages,
     batch: AttentionBatch,
     head_norms: tuple[Norm, Norm] | None = None,
 ) -> Tensor:
@@ -120,8 +122,8 @@ def project_qkv(
 def _store_heads(
     projected: Tensor,
     num_heads: int,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Pages,
+    v_cache: Pages,
     batch: AttentionBatch,
     head_norms: tuple[Norm, Norm] | None,
 ) -> Tensor:
@@ -156,21 +158,20 @@ def mlp_add(x: Tensor, norm: Norm, gate_up: nn.Module, down: nn.Module) -> Tenso
 
 def _normed(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
     """A layer of the normed rows of x."""
-    if (weight := _scaled_weight(linear, x)) is None:
+    if _is_few_rows(x):
+        return _few_rows(norm(x), linear)
+    if (fp8 := _scaled_weight(linear, x)) is None:
         made: Tensor = linear(norm(x))
         return made
     from fovea.kernels.fp8 import norm_rows
 
-    return with_bias(weight.scaled_product(*norm_rows(x, norm.weight, norm.eps), x.dtype), linear)
+    return with_bias(fp8.scaled_product(*norm_rows(x, norm.weight, norm.eps), x.dtype), linear)
 
 
 def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
     """See reference.linear_add. The sum may take the place of the residual."""
     if _is_few_rows(x):
-        from fovea.kernels.few_rows import linear as fused
-
-        weight, bias, scales = _stored(linear)
-        return fused(x, weight, bias, scales=scales, residual=residual)
+        return _few_rows(x, linear, residual)
     if x.is_cuda:
         if (fp8 := fp8_of(linear)) is not None:
             return with_bias(residual.add_(fp8_product(fp8, x)), linear)
@@ -217,6 +218,13 @@ def _is_few_rows(x: Tensor) -> bool:
     return x.is_cuda and 0 < x.shape[0] <= FEW_ROWS
 
 
+def _few_rows(x: Tensor, linear: nn.Module, residual: Tensor | None = None) -> Tensor:
+    from fovea.kernels.few_rows import linear as fused
+
+    weight, bias, scales = _stored(linear)
+    return fused(x, weight, bias, scales=scales, residual=residual)
+
+
 def _native(linear: nn.Module, x: Tensor) -> NativeWeight | None:
     """What reads a layer's weight for these rows on a CPU."""
     native = None if x.is_cuda else getattr(linear, "native", None)
@@ -224,7 +232,7 @@ def _native(linear: nn.Module, x: Tensor) -> NativeWeight | None:
     return native if native is not None and native.takes(x) else None
 
 
-def _turns_all(batch: AttentionBatch, k_cache: Tensor) -> bool:
+def _turns_all(batch: AttentionBatch, k_cache: Pages) -> bool:
     """Whether every dimension of a head is rotated, as the kernels have it, and there are enough."""
     return 2 * batch.cos.shape[-1] == k_cache.shape[-1] >= SMALLEST_HEAD
 
@@ -270,12 +278,6 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return reference.silu_mul(gate_up)
 
 
-def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
-    """gelu(gate) * up in its tanh form for rows that hold both side by side: [T, 2 * F] to [T, F]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.gelu(gate, approximate="tanh") * up
-
-
 def quick_gelu(x: Tensor) -> Tensor:
     """See reference.quick_gelu."""
     if x.is_cuda:
@@ -305,7 +307,7 @@ def rotate_qk(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return reference.rotate_qk(qkv, cos, sin)
 
 
-def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
+def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Pages, v_cache: Pages, batch: AttentionBatch) -> Tensor:
     """See reference.rotate_and_store."""
     if qkv.is_cuda and _turns_all(batch, k_cache):
         from fovea.kernels.elementwise import rotate_and_store as fused
@@ -315,7 +317,7 @@ def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tens
 
 
 def paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, rule: AttentionRule = PLAIN
+    q: Tensor, k_cache: Pages, v_cache: Pages, batch: AttentionBatch, rule: AttentionRule = PLAIN
 ) -> Tensor:
     """See reference.paged_attention. On CUDA both kinds of sequences are read in place, into one tensor.
 

@@ -67,6 +67,19 @@ def load_rows(pointers, inside, columns, HEAD_DIM: tl.constexpr, MASKED: tl.cons
 
 
 @triton.jit
+def load_steps(  # type: ignore[no-untyped-def]
+    scales, block, offset, kv_head, inside, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr
+):  # fmt: skip
+    """The scales of keys, or values, in float8: see kv_pages.Fp8Pages."""
+    at = scales + (block * KV_HEADS + kv_head) * BLOCK_SIZE + offset
+    if MASKED:
+        steps = tl.load(at, mask=inside, other=0.0)
+    else:
+        steps = tl.load(at)
+    return steps
+
+
+@triton.jit
 def fold_keys(  # type: ignore[no-untyped-def]
     q_a, q_b, k_a, k_b, v_a, v_b, visible, best, total, out_a, out_b, scale,
     TWO: tl.constexpr, MASKED: tl.constexpr,

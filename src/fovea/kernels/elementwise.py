@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fovea.kernels.batch import AttentionBatch
 from fovea.kernels.early import can_start_early, wait
+from fovea.kernels.fp8_weights import LARGEST, TINY
+from fovea.kernels.kv_pages import Pages, split
 from fovea.kernels.reference import QUICK_GELU_SLOPE
 
 GATES_AT_ONCE = 2048
@@ -59,10 +61,29 @@ def rotary(
 
 
 @triton.jit
+def _store_rows(  # type: ignore[no-untyped-def]
+    cache, scales, slot, head, low, high, dims, is_head,
+    KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_SIZE: tl.constexpr, LARGEST: tl.constexpr, TINY: tl.constexpr,
+):  # fmt: skip
+    """Both halves [TILE, PADDED] of those heads [TILE, 1] that are some, at a token's slot."""
+    wanted = is_head & (dims < HALF)
+    if scales is not None:
+        low, high = low.to(tl.float32), high.to(tl.float32)
+        largest = tl.max(tl.maximum(tl.abs(low), tl.abs(high)), axis=1, keep_dims=True)
+        step = tl.maximum(largest, TINY) / LARGEST
+        low, high = low / step, high / step
+        at_scale = (slot // BLOCK_SIZE * KV_HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE
+        tl.store(scales + at_scale, step, mask=is_head)
+    at = cache + (slot * KV_HEADS + head) * 2 * HALF + dims
+    tl.store(at, low.to(cache.dtype.element_ty), mask=wanted)
+    tl.store(at + HALF, high.to(cache.dtype.element_ty), mask=wanted)
+
+
+@triton.jit
 def _rotate_and_store(  # type: ignore[no-untyped-def]
-    qkv, cos, sin, slots, q_out, k_cache, v_cache,
+    qkv, cos, sin, slots, q_out, k_cache, k_scales, v_cache, v_scales,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, PADDED: tl.constexpr, TILE: tl.constexpr,
-    EARLY: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, LARGEST: tl.constexpr, TINY: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     heads, dims = (tl.program_id(1) * TILE + tl.arange(0, TILE))[:, None], tl.arange(0, PADDED)[None, :]
@@ -75,20 +96,19 @@ def _rotate_and_store(  # type: ignore[no-untyped-def]
     c = tl.load(cos + token * HALF + dims, mask=real, other=0.0)
     s = tl.load(sin + token * HALF + dims, mask=real, other=0.0)
     turned_low, turned_high = _rotate(low, high, c, s)
-    slot = tl.load(slots + token).to(tl.int64) * KV_HEADS * 2 * HALF
+    slot = tl.load(slots + token).to(tl.int64)
     to_q = q_out + token * HEADS * 2 * HALF + heads * 2 * HALF + dims
     tl.store(to_q, turned_low, mask=real & (key < 0))
     tl.store(to_q + HALF, turned_high, mask=real & (key < 0))
-    to_k = k_cache + slot + key * 2 * HALF + dims
-    tl.store(to_k, turned_low, mask=real & (key >= 0) & (value < 0))
-    tl.store(to_k + HALF, turned_high, mask=real & (key >= 0) & (value < 0))
-    to_v = v_cache + slot + value * 2 * HALF + dims
-    tl.store(to_v, low, mask=real & (value >= 0) & (value < KV_HEADS))
-    tl.store(to_v + HALF, high, mask=real & (value >= 0) & (value < KV_HEADS))
+    is_key, is_value = (key >= 0) & (value < 0), (value >= 0) & (value < KV_HEADS)
+    _store_rows(
+        k_cache, k_scales, slot, key, turned_low, turned_high, dims, is_key, KV_HEADS, HALF, BLOCK_SIZE, LARGEST, TINY
+    )
+    _store_rows(v_cache, v_scales, slot, value, low, high, dims, is_value, KV_HEADS, HALF, BLOCK_SIZE, LARGEST, TINY)
 
 
 def rotate_and_store(
-    qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch,
+    qkv: Tensor, num_heads: int, k_cache: Pages, v_cache: Pages, batch: AttentionBatch,
     *, heads_at_once: int = NEW_HEADS_AT_ONCE, num_warps: int = 4,
 ) -> Tensor:  # fmt: skip
     """qkv [T, N + 2 G, D] to rotated queries [T, N, D]; rotated keys and values go to the pages."""
@@ -96,10 +116,10 @@ def rotate_and_store(
     early = can_start_early(qkv)
     q = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     _rotate_and_store[(num_tokens, triton.cdiv(all_heads, heads_at_once))](
-        qkv, batch.cos, batch.sin, batch.slots, q, k_cache, v_cache,
+        qkv, batch.cos, batch.sin, batch.slots, q, *split(k_cache), *split(v_cache),
         HEADS=num_heads, KV_HEADS=(all_heads - num_heads) // 2, HALF=head_dim // 2,
-        PADDED=triton.next_power_of_2(head_dim // 2), TILE=heads_at_once, EARLY=early, launch_pdl=early,
-        num_warps=num_warps,
+        PADDED=triton.next_power_of_2(head_dim // 2), TILE=heads_at_once, BLOCK_SIZE=k_cache.shape[1],
+        LARGEST=LARGEST, TINY=TINY, EARLY=early, launch_pdl=early, num_warps=num_warps,
     )  # fmt: skip
     return q
 

@@ -20,9 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fovea.kernels.attention_tiles import LOG2_E, MIN_DOT_SIDE
+from fovea.kernels.attention_tiles import LOG2_E, MIN_DOT_SIDE, load_steps
 from fovea.kernels.batch import SHARED_FROM, AttentionBatch
 from fovea.kernels.early import can_start_early, wait
+from fovea.kernels.kv_pages import Pages, split
 
 NOTHING = tl.constexpr(-1e30)  # the best score of a row that has seen no key; finite, so that differences are numbers
 
@@ -47,39 +48,55 @@ MERGED_AT_ONCE = 8192  # numbers that the last split reads at once
 
 @triton.jit
 def _walk(  # type: ignore[no-untyped-def]
-    query, k_cache, v_cache, table, start, end, scale, dims,
-    KV_ROW: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    query, k_cache, k_scales, v_cache, v_scales, kv_head, table, start, end, scale, dims,
+    KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     KEYS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Keys [start, end): for each row the best score in units of log2, the sum of weights, the weighted values."""
     keys = tl.arange(0, KEYS)
+    k_cache, v_cache = k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM
     SUMS: tl.constexpr = KEYS if ROWS == 1 else ROWS
     best = tl.full([SUMS], NOTHING, tl.float32)
     total = tl.zeros([SUMS], tl.float32)
     out = tl.zeros([SUMS, DIM], tl.float32)
     wide = query.to(tl.float32)
+    WIDE: tl.constexpr = tl.bfloat16 if query.dtype == tl.float16 else query.dtype
     for first in tl.range(start, end, KEYS, num_stages=STAGES):
         places = first + keys
         inside = places < end
         block = tl.load(table + places // BLOCK_SIZE, mask=inside, other=0)
-        at = (block.to(tl.int64) * BLOCK_SIZE + places % BLOCK_SIZE)[:, None] * KV_ROW + dims[None, :]
+        block, offset = block.to(tl.int64), places % BLOCK_SIZE
+        at = (block * BLOCK_SIZE + offset)[:, None] * (KV_HEADS * HEAD_DIM) + dims[None, :]
         loaded = inside[:, None] & (dims < HEAD_DIM)[None, :]
         k = tl.load(k_cache + at, mask=loaded, other=0.0)
         v = tl.load(v_cache + at, mask=loaded, other=0.0)
+        if k_scales is not None:
+            k_steps = load_steps(k_scales, block, offset, kv_head, inside, KV_HEADS, BLOCK_SIZE, True)
+            v_steps = load_steps(v_scales, block, offset, kv_head, inside, KV_HEADS, BLOCK_SIZE, True)
         if ROWS == 1:
-            scores = tl.where(inside, tl.sum(wide * k.to(tl.float32), axis=1) * scale, -float("inf"))
+            scores = tl.sum(wide * k.to(tl.float32), axis=1) * scale
+            if k_scales is not None:
+                scores *= k_steps
+            scores = tl.where(inside, scores, -float("inf"))
             new_best = tl.maximum(best, scores)
             weights = tl.exp2(scores - new_best)
             shrink = tl.exp2(best - new_best)
             total = total * shrink + weights
+            if v_scales is not None:
+                weights *= v_steps
             out = out * shrink[:, None] + weights[:, None] * v.to(tl.float32)
         else:
-            scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale
+            scores = tl.dot(query, tl.trans(k.to(query.dtype)), input_precision="ieee") * scale
+            if k_scales is not None:
+                scores *= k_steps[None, :]
             scores = tl.where(inside[None, :], scores, -float("inf"))
             new_best = tl.maximum(best, tl.max(scores, axis=1))
             weights = tl.exp2(scores - new_best[:, None])
             shrink = tl.exp2(best - new_best)
             total = total * shrink + tl.sum(weights, axis=1)
+            if v_scales is not None:
+                # A weight times a scale may be too small for float16; float8 values are exact in either type.
+                weights, v = (weights * v_steps[None, :]).to(WIDE), v.to(WIDE)
             out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision="ieee")
         best = new_best
     if ROWS == 1:
@@ -131,7 +148,8 @@ def _merge(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["block_tables", "kv_lens"])
 def _paged_decode(  # type: ignore[no-untyped-def]
-    q, k_cache, v_cache, out, block_tables, kv_lens, shared, partial, sums, arrivals, scale, table_stride,
+    q, k_cache, k_scales, v_cache, v_scales, out, block_tables, kv_lens, shared, partial, sums, arrivals, scale,
+    table_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
     MERGED: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr, PARTS: tl.constexpr,
     BEGINS: tl.constexpr, BEGIN_KEYS: tl.constexpr, AT_ONCE: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
@@ -159,9 +177,9 @@ def _paged_decode(  # type: ignore[no-untyped-def]
     else:
         query = tl.load(q + at, mask=real, other=0.0)
     best, total, result = _walk(
-        query, k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM,
+        query, k_cache, k_scales, v_cache, v_scales, kv_head,
         block_tables + seq.to(tl.int64) * table_stride, start, end, scale, dims,
-        KV_HEADS * HEAD_DIM, HEAD_DIM, DIM, ROWS, BLOCK_SIZE, KEYS, STAGES,
+        KV_HEADS, HEAD_DIM, DIM, ROWS, BLOCK_SIZE, KEYS, STAGES,
     )  # fmt: skip
     result = result / tl.maximum(total, 1e-30)[:, None]
     if SPLITS == 1 and begun == 0:
@@ -184,7 +202,7 @@ def _paged_decode(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["num_seqs"], do_not_specialize_on_alignment=["block_tables"])
 def _common_beginning(  # type: ignore[no-untyped-def]
-    q, k_cache, v_cache, block_tables, shared, partial, sums, scale, num_seqs,
+    q, k_cache, k_scales, v_cache, v_scales, block_tables, shared, partial, sums, scale, num_seqs,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, BEGINS: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
     EARLY: tl.constexpr,
@@ -203,8 +221,8 @@ def _common_beginning(  # type: ignore[no-untyped-def]
         real = is_row[:, None] & (dims < HEAD_DIM)[None, :]
         query = tl.load(q + head[:, None] * HEAD_DIM + dims[None, :], mask=real, other=0.0)
         best, total, result = _walk(
-            query, k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM, block_tables, start, end, scale, dims,
-            KV_HEADS * HEAD_DIM, HEAD_DIM, DIM, ROWS, BLOCK_SIZE, KEYS, STAGES,
+            query, k_cache, k_scales, v_cache, v_scales, kv_head, block_tables, start, end, scale, dims,
+            KV_HEADS, HEAD_DIM, DIM, ROWS, BLOCK_SIZE, KEYS, STAGES,
         )  # fmt: skip
         at = head * PARTS + split
         tl.store(partial + at[:, None] * HEAD_DIM + dims[None, :], result / total[:, None], mask=real)
@@ -232,8 +250,8 @@ def _fitting(tile: DecodeTile, row_bytes: int) -> DecodeTile:
 
 def paged_decode(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Pages,
+    v_cache: Pages,
     batch: AttentionBatch,
     out: Tensor | None = None,
     *,
@@ -261,13 +279,13 @@ def paged_decode(
     }  # fmt: skip
     if shared is not None:
         _common_beginning[(num_kv_heads, begins, triton.cdiv(num_seqs * group, TOGETHER_ROWS))](
-            q, k_cache, v_cache, batch.block_tables, shared, partial, sums, scale, num_seqs,
+            q, *split(k_cache), *split(v_cache), batch.block_tables, shared, partial, sums, scale, num_seqs,
             **sizes, ROWS=TOGETHER_ROWS, KEYS=together.keys, STAGES=together.stages, num_warps=together.warps,
         )  # fmt: skip
     _paged_decode[(num_kv_heads, splits, num_seqs)](
-        q, k_cache, v_cache, out, batch.block_tables, batch.kv_lens_tensor, out if shared is None else shared, partial,
-        sums, arrivals, scale, batch.block_tables.stride(0), **sizes, ROWS=rows,
-        MERGED=merged, KEYS=tile.keys, SPLITS=splits, BEGIN_KEYS=together.keys, STAGES=tile.stages,
+        q, *split(k_cache), *split(v_cache), out, batch.block_tables, batch.kv_lens_tensor,
+        out if shared is None else shared, partial, sums, arrivals, scale, batch.block_tables.stride(0), **sizes,
+        ROWS=rows, MERGED=merged, KEYS=tile.keys, SPLITS=splits, BEGIN_KEYS=together.keys, STAGES=tile.stages,
         AT_ONCE=max(1, min(parts, MERGED_AT_ONCE // (merged * dim))), num_warps=tile.warps,
     )  # fmt: skip
     return out

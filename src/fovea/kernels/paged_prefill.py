@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fovea.kernels.attention_tiles import LOG2_E, Tile, fold_keys, head_parts, load_rows
+from fovea.kernels.attention_tiles import LOG2_E, Tile, fold_keys, head_parts, load_rows, load_steps
 from fovea.kernels.batch import AttentionBatch
+from fovea.kernels.kv_pages import Pages, split
 
 USUAL = Tile(queries=64, keys=64, warps=4, stages=3)
 WIDE = Tile(queries=64, keys=32, warps=4, stages=2)  # heads of more than 128 columns
@@ -40,34 +41,48 @@ def _find_tile(query_starts, seqs, place, GROUP: tl.constexpr, QUERIES: tl.const
 
 
 @triton.jit
+def _restored(rows, steps, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What rows in float8 with a scale each stand for, rounded to the type of the queries."""
+    return (rows.to(tl.float32) * steps[:, None]).to(dtype)
+
+
+@triton.jit
 def _load_keys(  # type: ignore[no-untyped-def]
-    k_cache, v_cache, table, places, inside, a, b,
-    KV_ROW: tl.constexpr, HEAD_DIM: tl.constexpr, TWO: tl.constexpr, WHOLE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    k_cache, k_scales, v_cache, v_scales, kv_head, table, places, inside, a, b, dtype: tl.constexpr,
+    KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TWO: tl.constexpr, WHOLE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
     if MASKED:
         blocks = tl.load(table + places // BLOCK_SIZE, mask=inside, other=0)
     else:
         blocks = tl.load(table + places // BLOCK_SIZE)
-    at = (blocks.to(tl.int64) * BLOCK_SIZE + places % BLOCK_SIZE)[:, None] * KV_ROW
+    blocks, offset = blocks.to(tl.int64), places % BLOCK_SIZE
+    at = (blocks * BLOCK_SIZE + offset)[:, None] * (KV_HEADS * HEAD_DIM)
     k_a = load_rows(k_cache + at + a[None, :], inside, a, HEAD_DIM, MASKED, TWO or WHOLE)
     v_a = load_rows(v_cache + at + a[None, :], inside, a, HEAD_DIM, MASKED, TWO or WHOLE)
     k_b, v_b = k_a, v_a
     if TWO:
         k_b = load_rows(k_cache + at + b[None, :], inside, b, HEAD_DIM, MASKED, WHOLE)
         v_b = load_rows(v_cache + at + b[None, :], inside, b, HEAD_DIM, MASKED, WHOLE)
+    if k_scales is not None:
+        k_steps = load_steps(k_scales, blocks, offset, kv_head, inside, KV_HEADS, BLOCK_SIZE, MASKED)
+        v_steps = load_steps(v_scales, blocks, offset, kv_head, inside, KV_HEADS, BLOCK_SIZE, MASKED)
+        k_a, v_a = _restored(k_a, k_steps, dtype), _restored(v_a, v_steps, dtype)
+        if TWO:
+            k_b, v_b = _restored(k_b, k_steps, dtype), _restored(v_b, v_steps, dtype)
+        else:
+            k_b, v_b = k_a, v_a
     return k_a, k_b, v_a, v_b
 
 
 @triton.jit(do_not_specialize=["table_stride", "first_seq", "seqs"])
 def _paged_prefill(  # type: ignore[no-untyped-def]
-    q, k_cache, v_cache, out, block_tables, kv_lens, query_starts, scale, table_stride, first_seq, seqs,
+    q, k_cache, k_scales, v_cache, v_scales, out, tables, kv_lens, query_starts, scale, table_stride, first_seq, seqs,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_A: tl.constexpr, DIM_B: tl.constexpr,
     TWO: tl.constexpr, WHOLE: tl.constexpr, BLOCK_SIZE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     GROUP: tl.constexpr = HEADS // KV_HEADS
-    KV_ROW: tl.constexpr = KV_HEADS * HEAD_DIM
     kv_head = tl.program_id(1)
     query_starts += first_seq
     # Last tiles first: they have the most keys.
@@ -90,9 +105,8 @@ def _paged_prefill(  # type: ignore[no-untyped-def]
     q_b = q_a
     if TWO:
         q_b = load_rows(q + at + b[None, :], real, b, HEAD_DIM, True, WHOLE)
-    k_cache += kv_head * HEAD_DIM
-    v_cache += kv_head * HEAD_DIM
-    table = block_tables + (first_seq + seq).to(tl.int64) * table_stride
+    k_cache, v_cache = k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM
+    table = tables + (first_seq + seq).to(tl.int64) * table_stride
     best = tl.full([QUERIES], -float("inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     out_a, out_b = tl.zeros([QUERIES, DIM_A], tl.float32), tl.zeros([QUERIES, DIM_B], tl.float32)
@@ -101,8 +115,9 @@ def _paged_prefill(  # type: ignore[no-untyped-def]
     if everybody > 0:
         for place in range(0, everybody, KEYS):
             k_a, k_b, v_a, v_b = _load_keys(
-                k_cache, v_cache, table, place + keys, keys, a, b, KV_ROW, HEAD_DIM, TWO, WHOLE, BLOCK_SIZE, False
-            )
+                k_cache, k_scales, v_cache, v_scales, kv_head, table, place + keys, keys, a, b, q_a.dtype,
+                KV_HEADS, HEAD_DIM, TWO, WHOLE, BLOCK_SIZE, False,
+            )  # fmt: skip
             best, total, out_a, out_b = fold_keys(
                 q_a, q_b, k_a, k_b, v_a, v_b, keys, best, total, out_a, out_b, scale, TWO, False
             )
@@ -110,8 +125,9 @@ def _paged_prefill(  # type: ignore[no-untyped-def]
         for place in range(everybody, end, KEYS):
             places = place + keys
             k_a, k_b, v_a, v_b = _load_keys(
-                k_cache, v_cache, table, places, places < end, a, b, KV_ROW, HEAD_DIM, TWO, WHOLE, BLOCK_SIZE, True
-            )
+                k_cache, k_scales, v_cache, v_scales, kv_head, table, places, places < end, a, b, q_a.dtype,
+                KV_HEADS, HEAD_DIM, TWO, WHOLE, BLOCK_SIZE, True,
+            )  # fmt: skip
             visible = places[None, :] <= seen[:, None]
             best, total, out_a, out_b = fold_keys(
                 q_a, q_b, k_a, k_b, v_a, v_b, visible, best, total, out_a, out_b, scale, TWO, True
@@ -130,8 +146,8 @@ def default_tile(head_dim: int, dtype: torch.dtype) -> Tile:
 
 def paged_prefill(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    k_cache: Pages,
+    v_cache: Pages,
     batch: AttentionBatch,
     out: Tensor,
     *,
@@ -147,8 +163,8 @@ def paged_prefill(
     parts = head_parts(head_dim, padded)
     most_tiles = sum(query_lens) * group // tile.queries + len(query_lens)
     _paged_prefill[(most_tiles, num_kv_heads)](
-        q, k_cache, v_cache, out, batch.block_tables, batch.kv_lens_tensor, _query_starts(batch, q.device),
-        head_dim**-0.5 * LOG2_E, batch.block_tables.stride(0), first, len(query_lens),
+        q, *split(k_cache), *split(v_cache), out, batch.block_tables, batch.kv_lens_tensor,
+        _query_starts(batch, q.device), head_dim**-0.5 * LOG2_E, batch.block_tables.stride(0), first, len(query_lens),
         HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, DIM_A=parts.dim_a, DIM_B=parts.dim_b,
         TWO=parts.two, WHOLE=parts.whole, BLOCK_SIZE=block_size, QUERIES=tile.queries, KEYS=tile.keys,
         AT_ONCE=STARTS_AT_ONCE, num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fovea.kernels import kv_pages
 from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule
+from fovea.kernels.kv_pages import Pages
 
 QUICK_GELU_SLOPE = 1.702
 RULED_QUERIES = 256  # of a sequence at a time: with a soft cap all their weights are there at once
@@ -51,6 +53,12 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for rows that hold gate and up side by side: [T, 2 * F] to [T, F]."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def gelu_tanh_mul(gate_up: Tensor) -> Tensor:
+    """gelu(gate) * up in its tanh form for rows that hold both side by side: [T, 2 * F] to [T, F]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
 
 
 def rotary(
@@ -96,20 +104,20 @@ def quick_gelu(x: Tensor) -> Tensor:
     return gate.sigmoid_().mul_(x)
 
 
-def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
+def rotate_and_store(qkv: Tensor, num_heads: int, k_cache: Pages, v_cache: Pages, batch: AttentionBatch) -> Tensor:
     """Rotate queries and keys, store keys and values at their slots of the pages, return the queries.
 
     qkv [T, N + 2 G, D] to [T, N, D]; pages are [blocks, block_size, G, D].
     """
     num_kv_heads = k_cache.shape[2]
     rotated = rotate(qkv[:, :-num_kv_heads], batch.cos, batch.sin)
-    k_cache.flatten(0, 1).index_copy_(0, batch.slots, rotated[:, num_heads:])
-    v_cache.flatten(0, 1).index_copy_(0, batch.slots, qkv[:, -num_kv_heads:])
+    kv_pages.store(k_cache, batch.slots, rotated[:, num_heads:])
+    kv_pages.store(v_cache, batch.slots, qkv[:, -num_kv_heads:])
     return rotated[:, :num_heads]
 
 
 def paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, rule: AttentionRule = PLAIN
+    q: Tensor, k_cache: Pages, v_cache: Pages, batch: AttentionBatch, rule: AttentionRule = PLAIN
 ) -> Tensor:
     """Causal attention of the new tokens over their sequences' cached keys: q [T, N, D] to [T, N, D]."""
     if rule is not PLAIN or batch.open_spans is not None:
@@ -118,31 +126,34 @@ def paged_attention(
     return paged_prefill(q, k_cache, v_cache, batch, decoded)
 
 
-def paged_prefill(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, decoded: Tensor | None) -> Tensor:
+def paged_prefill(q: Tensor, k_cache: Pages, v_cache: Pages, batch: AttentionBatch, decoded: Tensor | None) -> Tensor:
     """The sequences with several new tokens, behind the finished rows of those with one."""
     parts = [] if decoded is None else [decoded]
     start = batch.num_decode
     for i in range(batch.num_decode, len(batch.query_lens)):
         end = start + batch.query_lens[i]
-        keys, values = (_gather(cache, batch.block_tables[i], batch.kv_lens[i]) for cache in (k_cache, v_cache))
+        keys, values = (
+            _gather(cache, batch.block_tables[i], batch.kv_lens[i], q.dtype) for cache in (k_cache, v_cache)
+        )
         parts.append(_prefill(q[start:end], keys, values))
         start = end
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _gather(cache: Tensor, table: Tensor, kv_len: int) -> Tensor:
+def _gather(cache: Pages, table: Tensor, kv_len: int, dtype: torch.dtype) -> Tensor:
     """A sequence's keys or values [kv_len, G, D]."""
     num_blocks = -(-kv_len // cache.shape[1])
-    return cache[table[:num_blocks]].flatten(0, 1)[:kv_len]
+    return kv_pages.gather(cache, table[:num_blocks], dtype).flatten(0, 1)[:kv_len]
 
 
-def _decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
+def _decode(q: Tensor, k_cache: Pages, v_cache: Pages, batch: AttentionBatch) -> Tensor:
     """One query for each sequence, padded to the longest; a KV head's query group is read as several queries."""
     num_seqs, num_heads, head_dim = q.shape
     num_kv_heads = k_cache.shape[2]
     num_blocks = -(-max(batch.kv_lens[:num_seqs]) // k_cache.shape[1])
     tables = batch.block_tables[:num_seqs, :num_blocks]
-    keys, values = (cache[tables].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))  # [S, G, keys, D]
+    rows = (kv_pages.gather(cache, tables, q.dtype) for cache in (k_cache, v_cache))
+    keys, values = (blocks.flatten(1, 2).transpose(1, 2) for blocks in rows)  # [S, G, keys, D]
     if batch.decode_mask is None:
         keys, values = keys[:, :, : batch.kv_lens[0]], values[:, :, : batch.kv_lens[0]]
     grouped = q.view(num_seqs, num_kv_heads, num_heads // num_kv_heads, head_dim)
@@ -165,7 +176,7 @@ def _prefill(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return out[0].transpose(0, 1)
 
 
-def ruled_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, rule: AttentionRule) -> Tensor:
+def ruled_attention(q: Tensor, k_cache: Pages, v_cache: Pages, batch: AttentionBatch, rule: AttentionRule) -> Tensor:
     """paged_attention with a rule, or with open spans."""
     count, parts = batch.num_decode, []
     if count:
@@ -173,7 +184,9 @@ def ruled_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Attentio
     start = count
     for i in range(count, len(batch.query_lens)):
         end = start + batch.query_lens[i]
-        keys, values = (_gather(cache, batch.block_tables[i], batch.kv_lens[i]) for cache in (k_cache, v_cache))
+        keys, values = (
+            _gather(cache, batch.block_tables[i], batch.kv_lens[i], q.dtype) for cache in (k_cache, v_cache)
+        )
         spans = () if batch.open_spans is None else batch.open_spans[i]
         old, (k, v) = batch.kv_lens[i] - batch.query_lens[i], (x.transpose(0, 1)[None] for x in (keys, values))
         for first in range(start, end, RULED_QUERIES):
@@ -205,7 +218,7 @@ def visible(
     return (seen & near) | together if rule.spans_exceed_window else (seen | together) & near
 
 
-def _ruled_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, rule: AttentionRule) -> Tensor:
+def _ruled_decode(q: Tensor, k_cache: Pages, v_cache: Pages, batch: AttentionBatch, rule: AttentionRule) -> Tensor:
     """One query for each sequence, over the pages that any of them can see."""
     lengths = batch.kv_lens[: len(q)]
     firsts = [0 if rule.window is None else max(0, length - rule.window) for length in lengths]
@@ -215,7 +228,8 @@ def _ruled_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionB
     size = k_cache.shape[1]
     skipped, end = min(firsts) // size, -(-max(lengths) // size)
     tables = batch.block_tables[: len(q), skipped:end]
-    keys, values = (cache[tables].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))  # [S, G, keys, D]
+    rows = (kv_pages.gather(cache, tables, q.dtype) for cache in (k_cache, v_cache))
+    keys, values = (blocks.flatten(1, 2).transpose(1, 2) for blocks in rows)  # [S, G, keys, D]
     places = torch.arange(skipped * size, end * size, device=q.device)
     limits = torch.tensor([firsts, lengths], device=q.device)[:, :, None]
     mask = (limits[0] <= places) & (places < limits[1])  # [S, keys]

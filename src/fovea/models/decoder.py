@@ -16,9 +16,8 @@ from fovea import kernels as ops
 from fovea.families.spec import DecoderSpec, RopeSpec
 from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule, LastTokens
 from fovea.kernels.cpu.step import NativeStep
+from fovea.kernels.kv_pages import KVPages
 from fovea.models.moe import Experts
-
-KVPages = tuple[Tensor, Tensor]  # keys and values of one layer, each [blocks, block_size, G, D]
 
 
 class RMSNorm(nn.Module):

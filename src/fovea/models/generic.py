@@ -17,9 +17,10 @@ from fovea import kernels as ops
 from fovea.core.errors import RequestFailedError, UnsupportedModelError
 from fovea.core.types import ROW, MediaItem
 from fovea.families.spec import ModelPath, ModelSpec
+from fovea.kernels import kv_pages
 from fovea.kernels.batch import PLAIN, AttentionBatch, AttentionRule, LastTokens
+from fovea.kernels.kv_pages import KVPages
 from fovea.models.bridged import BridgedModel, to_model
-from fovea.models.decoder import KVPages
 
 ATTENTION = "fovea"
 HOLDER = "fovea_step"  # the attribute of an attention module that leads to its step
@@ -160,8 +161,8 @@ def _attend(
     assert batch is not None
     if key.shape[1::2] != keys.shape[2:] or value.shape[1::2] != values.shape[2:] or s_aux is not None:
         raise UnsupportedModelError(f"The attention of {type(module).__name__} does not fit Fovea's pages.")
-    keys.flatten(0, 1).index_copy_(0, batch.slots, key[0].transpose(0, 1))
-    values.flatten(0, 1).index_copy_(0, batch.slots, value[0].transpose(0, 1))
+    kv_pages.store(keys, batch.slots, key[0].transpose(0, 1))
+    kv_pages.store(values, batch.slots, value[0].transpose(0, 1))
     is_usual = scaling is None or math.isclose(scaling, query.shape[-1] ** -0.5)
     rule = AttentionRule(None if is_usual else scaling, sliding_window, softcap)
     q = query[0].transpose(0, 1).contiguous()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fovea.kernels.batch import AttentionBatch, Norm
+from fovea.kernels.kv_pages import Pages, split
 from fovea.native.library import make_library
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -119,18 +120,18 @@ class Crew:
     def has_segment_attention(self) -> bool:
         return bool(self.library.fovea_has_segment_attention())
 
-    def decodes(self, num_heads: int, dtype: torch.dtype, k_cache: Tensor, v_cache: Tensor) -> bool:
-        """Whether paged_decode takes so many heads of queries over these pages."""
+    def decodes(self, num_heads: int, dtype: torch.dtype, k_cache: Pages, v_cache: Pages) -> bool:
+        """Whether paged_decode takes so many heads of queries over these pages: their type is one of DTYPES."""
         size, group = k_cache.shape[3], num_heads // k_cache.shape[2]
         fits = group <= MOST_GROUP and group * size <= MOST_SUMS and k_cache.shape == v_cache.shape
-        return fits and dtype == k_cache.dtype and dtype in DTYPES
+        return fits and dtype == split(k_cache)[0].dtype and dtype in DTYPES
 
-    def paged_decode(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
+    def paged_decode(self, q: Tensor, k_cache: Pages, v_cache: Pages, batch: AttentionBatch) -> Tensor:
         """One query of each of the first sequences of the batch [S, N, D], over its pages: [S, N, D]."""
         q, out = q.contiguous(), torch.empty(q.shape, dtype=q.dtype)
         decode, _parts = described_decode(q.shape, q.dtype, k_cache.shape, batch)
         decode.q, decode.out = q.data_ptr(), out.data_ptr()
-        decode.keys, decode.values = k_cache.data_ptr(), v_cache.data_ptr()
+        decode.keys, decode.values = split(k_cache)[0].data_ptr(), split(v_cache)[0].data_ptr()
         self.library.fovea_paged_decode(self.address, ctypes.addressof(decode))
         return out
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from fovea.kernels.batch import AttentionBatch, Norm
 from fovea.kernels.cpu.library import CLayer, CNorm, Crew, CStep, CTurn, described_decode
 from fovea.kernels.cpu.weight import NativeWeight
+from fovea.kernels.kv_pages import KVPages, split
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,9 @@ class NativeStep:
             if layer.head_norms is not None:
                 its.q_norm, its.k_norm = (CNorm.of(norm) for norm in layer.head_norms)
         self._most_rows = min(weight.most_rows for layer in layers for weight in layer.weights)
-        self._pages: Sequence[tuple[Tensor, Tensor]] = ()
+        self._pages: Sequence[KVPages] = ()
 
-    def takes(self, x: Tensor, pages: Sequence[tuple[Tensor, Tensor]], batch: AttentionBatch) -> bool:
+    def takes(self, x: Tensor, pages: Sequence[KVPages], batch: AttentionBatch) -> bool:
         """Whether a step of tokens x [T, hidden] is done here."""
         rows = x.shape[0]
         return (
@@ -55,19 +56,19 @@ class NativeStep:
             and batch.crew.decodes(self._num_heads, x.dtype, *pages[0])
         )
 
-    def run(self, x: Tensor, pages: Sequence[tuple[Tensor, Tensor]], batch: AttentionBatch) -> Tensor:
+    def run(self, x: Tensor, pages: Sequence[KVPages], batch: AttentionBatch) -> Tensor:
         """Embeddings [T, hidden], which are overwritten, to final hidden states [T, hidden]; writes the pages."""
         if pages is not self._pages:
             for (keys, values), its in zip(pages, self._described, strict=True):
-                its.keys, its.values = keys.data_ptr(), values.data_ptr()
+                its.keys, its.values = split(keys)[0].data_ptr(), split(values)[0].data_ptr()
             self._pages = pages
-        x, keys, (rows, width) = x.contiguous(), pages[0][0], x.shape
-        shape = rows, self._num_heads, keys.shape[3]
-        decode, _parts = described_decode(shape, x.dtype, keys.shape, batch)
+        x, place, (rows, width) = x.contiguous(), pages[0][0].shape, x.shape
+        shape = rows, self._num_heads, place[3]
+        decode, _parts = described_decode(shape, x.dtype, place, batch)
         q, attended = (torch.empty(shape, dtype=x.dtype) for _ in range(2))
         hidden, normed = torch.empty(rows, self._layers[0].down.width, dtype=x.dtype), torch.empty_like(x)
         decode.q, decode.out = q.data_ptr(), attended.data_ptr()
-        turn = CTurn.of(self._num_heads, keys.shape, batch, None)
+        turn = CTurn.of(self._num_heads, place, batch, None)
         turn.q = q.data_ptr()
         step = CStep(
             layers=ctypes.addressof(self._described),
