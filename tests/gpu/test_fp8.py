@@ -16,7 +16,7 @@ from fovea.models.quantized import QuantizedLinear
 from tests.gpu.small import questions
 from tests.parity.support import GREEDY, MIB, ask_all, leads, load, num_decided
 
-TOSS_UP = 0.5  # a lead in log-probability
+TOSS_UP = 0.3  # a lead in log-probability
 OPTIONS: dict[str, Any] = {"device": "cuda", "kv_cache_memory_bytes": 256 * MIB, "max_model_len": 4096}
 
 pytestmark = pytest.mark.skipif(
@@ -48,6 +48,6 @@ def test_graphs_give_the_answers_of_eager_steps_with_float8_weights(
             assert any(isinstance(module, QuantizedLinear) for module in llm.engine.model.modules())
             answers[eager] = [ask_all(llm, [prompt], params)[0].outputs[0] for prompt in asked for _ in range(3)]
     decided = [num_decided(leads(completion), TOSS_UP) for completion in answers[True]]
-    assert sum(decided) >= 24, "the checkpoint says too little"
+    assert sum(decided) >= 12, "the checkpoint says too little"
     for count, one, other in zip(decided, answers[False], answers[True], strict=True):
         assert one.token_ids[:count] == other.token_ids[:count]

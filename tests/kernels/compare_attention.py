@@ -16,7 +16,7 @@ from fovea.kernels.attention_tiles import Tile
 from fovea.kernels.batch import AttentionBatch, Segments, segment_tiles
 from fovea.kernels.fp8_weights import FP8
 from fovea.kernels.packed_attention import segment_attention
-from fovea.kernels.paged_decode import ALONE, GROUPED, paged_decode
+from fovea.kernels.paged_decode import ALONE_MANY, GROUPED_MANY, USUAL, paged_decode
 from fovea.kernels.paged_prefill import paged_prefill
 from tests.kernels.support import wanted_dtypes
 
@@ -130,8 +130,8 @@ def compare_paged(pages: Pages, heads: int) -> None:
     assert bool((out[:first] == 7.0).all()), "rows of sequences with one new token are somebody else's"
     if not first:
         return
-    usual = ALONE if heads == pages.k.shape[2] else GROUPED
-    for tile in (usual._replace(programs=1), usual._replace(keys=16, most_splits=4), *([None] if ON_CARD else [])):
+    usual = ALONE_MANY if heads == pages.k.shape[2] else GROUPED_MANY
+    for tile in (usual._replace(programs=1), USUAL._replace(most_splits=4), *([None] if ON_CARD else [])):
         paged_decode(q[:first], *pages.caches, batch, out[:first], tile=tile)
         close(out[:first], want[:first])
         assert not pages.arrivals.any(), "left as zeros for the next step"
@@ -159,7 +159,7 @@ def compare_shared(
         count + 1, [1] * (count + 1), lengths, nothing, tables.to(DEVICE), lens, None, nothing, nothing
     )
     q = noise(count + 1, heads, dim, dtype=dtype)
-    tile = (ALONE if heads == kv_heads else GROUPED)._replace(most_splits=rng.choice((1, 4)))
+    tile = (ALONE_MANY if heads == kv_heads else GROUPED_MANY)._replace(most_splits=rng.choice((1, 4)))
     want = paged_decode(q, k, v, batch, tile=tile)
     for shared in (0, begin * block):
         arrivals = torch.zeros((count + 1) * kv_heads, dtype=torch.int32, device=DEVICE)

@@ -11,7 +11,7 @@ import random
 import torch
 from torch import Tensor, nn
 
-from fovea.kernels import few_rows, norms, reference
+from fovea.kernels import few_rows, norms, reference, some_rows
 from fovea.kernels.batch import AttentionBatch
 from fovea.kernels.few_rows import Tile
 from tests.kernels.support import wanted_dtypes
@@ -33,6 +33,8 @@ def main() -> None:
             compare_norms(rows, rng.choice((7, 64, 320)), dtype)
         for rows, heads, hidden in zip((1, 2, 3, 4), (*HEADS, HEADS[0]), (40, 600, 520, 1500)):
             compare_few_rows(rows, heads, hidden, rng.choice((6, 9)), dtype)
+        for rows, hidden, mlp in ((5, 96, 70), (17, 200, 64), (100, 64, 33)):
+            compare_some_rows(rows, hidden, mlp, dtype)
         if ON_CARD:
             compare_real_sizes(dtype)
     for tile in (Tile(8, 2), Tile(1, 1), Tile(2, 8)):
@@ -45,6 +47,8 @@ def compare_real_sizes(dtype: torch.dtype) -> None:
         compare_norms(1000, hidden, dtype)
         for rows in (1, 2, 3, 4):
             compare_few_rows(rows, tuple(heads), hidden, mlp, dtype)
+        for rows in (5, 24, 64, 128):
+            compare_some_rows(rows, hidden, mlp, dtype)
 
 
 def noise(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -91,6 +95,16 @@ def compare_few_rows(rows: int, heads: tuple[int, ...], hidden: int, mlp: int, d
     close(few_rows.norm_gate_up(x, norm_weight, EPS, gate_up.weight), exact, dtype)
     compare_linear(rows, hidden, mlp, dtype, None)
     compare_norm_qkv(x, norm_weight, normed, heads, dtype)
+
+
+def compare_some_rows(rows: int, hidden: int, mlp: int, dtype: torch.dtype) -> None:
+    """On a card a row has the same bits whatever rows are beside it; the interpreter multiplies with numpy."""
+    x, gate_up = noise(rows, hidden, dtype=dtype), layer(2 * mlp, hidden, dtype)
+    made = some_rows.gate_up(x, gate_up.weight)
+    close(made, reference.silu_mul(exactly(gate_up)(x.double())), dtype)
+    fewer = some_rows.gate_up(x[: rows // 2 + 3], gate_up.weight)
+    close(fewer, made[: rows // 2 + 3].double(), dtype)
+    assert not ON_CARD or dtype == torch.float32 or torch.equal(fewer, made[: rows // 2 + 3])
 
 
 def compare_linear(rows: int, inputs: int, outputs: int, dtype: torch.dtype, tile: Tile | None) -> None:

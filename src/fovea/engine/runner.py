@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fovea import kernels as ops
 from fovea.core.log import logger
 from fovea.core.params import SamplingParams
 from fovea.core.types import EngineRequest, MediaItem, TokenLogprobs
@@ -25,6 +26,7 @@ from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from fovea.engine.tower_graphs import TowerGraphs
 from fovea.kernels import kv_pages
+from fovea.kernels.batch import SOME_ROWS
 from fovea.kernels.cpu.library import Crew
 from fovea.kernels.fp8_weights import FP8
 from fovea.kernels.kv_pages import KVPages
@@ -165,6 +167,15 @@ class Runner:
         params = SamplingParams(temperature=1.0, top_p=0.5)
         row = SamplingRow(params, (), (), generator=torch.Generator())
         choose(torch.zeros(1, self.vocab_size, device=self.model.device), [row])
+
+    @torch.inference_mode()
+    def rehearse_rows(self) -> None:
+        """A layer with each number of rows that has a kernel of its own."""
+        layer, spec = self.model.decoder.layers[0], self.model.spec.decoder
+        if layer.is_usual and not layer.has_experts:
+            for rows in (1 << exponent for exponent in range(SOME_ROWS.bit_length())):
+                x = torch.zeros(rows, spec.hidden_size, dtype=self.model.dtype, device=self.model.device)
+                ops.norm_gate_up(x, layer.mlp_norm, layer.gate_up)
 
     @torch.inference_mode()
     def capture_graphs(self) -> None:

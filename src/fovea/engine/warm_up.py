@@ -30,6 +30,7 @@ def warm_up(engine: Engine, runner: Runner, family: Family, config: EngineConfig
     def rehearse() -> None:
         runner.rehearse_graphs()
         runner.rehearse_draw()
+        runner.rehearse_rows()
         _run(engine, request)
 
     num_kernels = ops.compile_kernels(rehearse)

@@ -21,7 +21,7 @@ from fovea.kernels.cpu.segments import attends
 from fovea.kernels.cpu.segments import segment_attention as native_segments
 from fovea.kernels.cpu.weight import NativeWeight
 from fovea.kernels.draw_reference import Ways
-from fovea.kernels.fp8_weights import Fp8Weight, fp8_of, has_scaled_product, with_bias
+from fovea.kernels.fp8_weights import Fp8Weight, fp8_of, has_scaled_product, parameters, stored, with_bias
 from fovea.kernels.kv_pages import Pages
 from fovea.kernels.reference import gelu_tanh_mul
 
@@ -99,7 +99,7 @@ def norm_qkv(
         if head_norms is None and _turns_all(batch, k_cache) and _is_few_rows(x):
             from fovea.kernels.few_rows import norm_qkv as fused
 
-            weight, bias, scales = _stored(linear)
+            weight, bias, scales = stored(linear)
             return fused(x, norm.weight, norm.eps, weight, bias, num_heads, k_cache, v_cache, batch, scales=scales)
         if (native := _native(linear, x)) is not None and native.turns(x):
             return native.norm_qkv(x, norm, num_heads, k_cache, v_cache, batch, head_norms)
@@ -139,8 +139,13 @@ def norm_gate_up(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
     if _is_few_rows(x):
         from fovea.kernels.few_rows import norm_gate_up as fused
 
-        weight, _, scales = _stored(linear)
+        weight, _, scales = stored(linear)
         return fused(x, norm.weight, norm.eps, weight, scales=scales)
+    if x.is_cuda and isinstance(linear, nn.Linear):
+        from fovea.kernels.some_rows import gate_up, takes
+
+        if takes(x, linear.weight):
+            return gate_up(norm(x), linear.weight)
     if (native := _native(linear, x)) is not None and native.has_halves:
         return native.norm_gate_up(x, norm)
     return silu_mul(_normed(x, norm, linear))
@@ -175,7 +180,7 @@ def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
     if x.is_cuda:
         if (fp8 := fp8_of(linear)) is not None:
             return with_bias(residual.add_(fp8_product(fp8, x)), linear)
-        weight, bias = _parameters(linear)
+        weight, bias = parameters(linear)
         summed = residual.addmm_(x, weight.t())
         return summed if bias is None else summed.add_(bias)
     if (native := _native(linear, x)) is not None:
@@ -188,7 +193,7 @@ def logits(x: Tensor, head: nn.Module | Tensor, into: Tensor | None = None) -> T
     if not x.is_cuda:
         native = None if isinstance(head, Tensor) else _native(head, x)
         return reference.logits(x, head) if native is None else native.linear(x, torch.float32)
-    weight = head if isinstance(head, Tensor) else _parameters(head)[0]
+    weight = head if isinstance(head, Tensor) else parameters(head)[0]
     if _is_few_rows(x):
         from fovea.kernels.few_rows import linear as fused
 
@@ -221,7 +226,7 @@ def _is_few_rows(x: Tensor) -> bool:
 def _few_rows(x: Tensor, linear: nn.Module, residual: Tensor | None = None) -> Tensor:
     from fovea.kernels.few_rows import linear as fused
 
-    weight, bias, scales = _stored(linear)
+    weight, bias, scales = stored(linear)
     return fused(x, weight, bias, scales=scales, residual=residual)
 
 
@@ -254,19 +259,6 @@ def _scaled_weight(linear: nn.Module, x: Tensor) -> Fp8Weight | None:
     """A layer's weight if it is multiplied by rows in float8."""
     weight = fp8_of(linear) if x.is_cuda else None
     return weight if weight is not None and has_scaled_product(x.device) else None
-
-
-def _stored(linear: nn.Module) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Weight, bias, and of a weight in float8 its scales."""
-    if (fp8 := fp8_of(linear)) is None:
-        return *_parameters(linear), None
-    assert linear.bias is None or isinstance(linear.bias, Tensor)
-    return fp8.values, linear.bias, fp8.scales
-
-
-def _parameters(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
-    assert isinstance(linear, nn.Linear), "on CUDA this layer stays as it is"
-    return linear.weight, linear.bias
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

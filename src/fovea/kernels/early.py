@@ -15,11 +15,17 @@ import triton.language as tl
 from torch import Tensor
 
 START_EARLY = True
+HOPPER = 9  # major number of its compute capability
 
 
 @functools.cache
 def _has_early_start(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device)[0] == HOPPER
 
 
 def can_start_early(x: Tensor) -> bool:

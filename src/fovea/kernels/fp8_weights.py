@@ -64,6 +64,20 @@ def fp8_of(linear: nn.Module) -> Fp8Weight | None:
     return weight if isinstance(weight, Fp8Weight) else None
 
 
+def stored(linear: nn.Module) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Weight, bias, and of a weight in float8 its scales."""
+    if (fp8 := fp8_of(linear)) is None:
+        return *parameters(linear), None
+    assert linear.bias is None or isinstance(linear.bias, Tensor)
+    return fp8.values, linear.bias, fp8.scales
+
+
+def parameters(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer that stays as it is."""
+    assert isinstance(linear, nn.Linear), "on CUDA this layer stays as it is"
+    return linear.weight, linear.bias
+
+
 def with_bias(made: Tensor, linear: nn.Module) -> Tensor:
     """The bias is added in place."""
     assert linear.bias is None or isinstance(linear.bias, Tensor)

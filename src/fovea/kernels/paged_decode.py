@@ -23,7 +23,7 @@ from torch import Tensor
 from fovea.kernels.attention_tiles import LOG2_E, MIN_DOT_SIDE, load_steps
 from fovea.kernels.batch import SHARED_FROM, AttentionBatch
 from fovea.kernels.early import can_start_early, wait
-from fovea.kernels.kv_pages import Pages, split
+from fovea.kernels.kv_pages import Fp8Pages, Pages, split
 
 NOTHING = tl.constexpr(-1e30)  # the best score of a row that has seen no key; finite, so that differences are numbers
 
@@ -38,8 +38,12 @@ class DecodeTile(NamedTuple):
     most_splits: int
 
 
-GROUPED = DecodeTile(keys=32, warps=4, stages=3, programs=512, most_splits=32)
-ALONE = DecodeTile(keys=32, warps=4, stages=4, programs=512, most_splits=32)
+USUAL = DecodeTile(keys=16, warps=1, stages=3, programs=1024, most_splits=32)
+# Queries that share a KV head: for few sequences and any in float8, and for many; then for queries that do not.
+GROUPED = DecodeTile(keys=32, warps=2, stages=3, programs=512, most_splits=32)
+GROUPED_MANY = GROUPED._replace(warps=4)
+ALONE_MANY = DecodeTile(keys=32, warps=4, stages=4, programs=512, most_splits=32)
+FEW_HEADS, MANY_GROUPS, MANY_HEADS = 128, 512, 2048  # KV heads of all sequences, from which on others are faster
 TOGETHER = DecodeTile(keys=64, warps=4, stages=2, programs=256, most_splits=8)  # for keys that all begin with
 TOGETHER_ROWS = 64  # queries of a program then
 ROW_BYTES = 256  # of a key, up to which these hold
@@ -238,9 +242,17 @@ def num_splits(num_seqs: int, num_kv_heads: int, tile: DecodeTile) -> int:
     return int(min(tile.most_splits, triton.next_power_of_2(wanted)))
 
 
-def default_tile(group: int, row_bytes: int) -> DecodeTile:
-    """`row_bytes` of one key of one head: fewer keys at once where they are long, or shared memory is not enough."""
-    return _fitting(ALONE if group == 1 else GROUPED, row_bytes)
+def default_tile(heads: int, group: int, row_bytes: int, *, is_fp8: bool) -> DecodeTile:
+    """`heads`: KV heads of all sequences. `row_bytes`: of one key of one head in the model's type; fewer keys at once
+    where they are long, or shared memory is not enough.
+    """
+    if row_bytes > ROW_BYTES:
+        return _fitting(ALONE_MANY if group == 1 else GROUPED_MANY, row_bytes)
+    if group == 1:
+        return USUAL if is_fp8 or heads < MANY_HEADS else ALONE_MANY
+    if is_fp8 or heads < FEW_HEADS:
+        return GROUPED
+    return USUAL if heads < MANY_GROUPS else GROUPED_MANY
 
 
 def _fitting(tile: DecodeTile, row_bytes: int) -> DecodeTile:
@@ -263,7 +275,8 @@ def paged_decode(
     block_size, num_kv_heads = k_cache.shape[1], k_cache.shape[2]
     group = num_heads // num_kv_heads
     row_bytes = head_dim * q.element_size()
-    tile, together = tile or default_tile(group, row_bytes), _fitting(together, row_bytes)
+    is_fp8, together = isinstance(k_cache, Fp8Pages), _fitting(together, row_bytes)
+    tile = tile or default_tile(num_seqs * num_kv_heads, group, row_bytes, is_fp8=is_fp8)
     splits, dim = num_splits(num_seqs, num_kv_heads, tile), triton.next_power_of_2(head_dim)
     shared = batch.shared_len if num_seqs >= SHARED_FROM else None
     begins = 0 if shared is None else together.most_splits
