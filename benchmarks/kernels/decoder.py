@@ -15,14 +15,18 @@ from benchmarks.kernels.measure import Arms, Case, Run, sets_for
 from benchmarks.kernels.shapes import ELEMENT_BYTES, Pages, Shapes, linear, noise, norm
 from fovea import kernels as ops
 from fovea.engine.sampler import choose_likeliest
-from fovea.kernels import draw_reference, elementwise, few_rows, norms, reference
+from fovea.kernels import draw_reference, elementwise, few_rows, kv_pages, norms, reference
 from fovea.kernels.attention_tiles import Tile
+from fovea.kernels.fp8_weights import FP8
+from fovea.kernels.kv_pages import KVPages
 from fovea.kernels.paged_decode import DecodeTile, paged_decode
 from fovea.kernels.paged_prefill import paged_prefill
 
 ROWS = (1, 4, 64, 256, 8192)
 DECODE_ROWS = (1, 64, 256)
 KEYS = 1024
+SCALE_BYTES = 4  # of a key of one head in float8
+STORED_AT_ONCE = 65536
 QUESTIONS, OWN_KEYS = 64, 32  # about one picture
 # New tokens and keys of each sequence of a step that computes prompts.
 PREFILLS = {
@@ -47,7 +51,9 @@ def cases(s: Shapes) -> Iterator[Case]:
         yield Case(s.name, "draw", f"{rows} rows", rows * s.vocab * 4, _draw(s, rows))
         kv_bytes = 2 * rows * KEYS * s.kv_heads * s.head_dim * ELEMENT_BYTES
         flops = 4 * rows * KEYS * s.heads * s.head_dim
-        yield Case(s.name, "paged_decode", f"{rows} x {KEYS} keys", kv_bytes, _decode(s, rows, kv_bytes), flops)
+        size, fp8_bytes = f"{rows} x {KEYS} keys", 2 * rows * KEYS * s.kv_heads * (s.head_dim + SCALE_BYTES)
+        yield Case(s.name, "paged_decode", size, kv_bytes, _decode(s, rows, kv_bytes, is_fp8=False), flops)
+        yield Case(s.name, "paged_decode fp8", size, fp8_bytes, _decode(s, rows, fp8_bytes, is_fp8=True), flops)
     read, pairs = KEYS + QUESTIONS * OWN_KEYS, QUESTIONS * (KEYS + OWN_KEYS)
     moved, flops = 2 * read * s.kv_heads * s.head_dim * ELEMENT_BYTES, 4 * pairs * s.heads * s.head_dim
     yield Case(s.name, "common_beginning", f"{QUESTIONS} x ({KEYS} + {OWN_KEYS})", moved, _shared(s), flops)
@@ -234,11 +240,13 @@ def _draw(s: Shapes, rows: int) -> Callable[[], Arms]:
     return build
 
 
-def _decode(s: Shapes, rows: int, kv_bytes: int) -> Callable[[], Arms]:
+def _decode(s: Shapes, rows: int, kv_bytes: int, *, is_fp8: bool) -> Callable[[], Arms]:
     def build() -> Arms:
         sets = sets_for(kv_bytes)
         pages, q = Pages(s, [1] * rows, [KEYS] * rows, sets), noise(rows, s.heads, s.head_dim)
-        caches = (pages.k_cache, pages.v_cache)
+        caches: KVPages = (pages.k_cache, pages.v_cache)
+        if is_fp8:
+            caches = (_in_float8(pages.k_cache), _in_float8(pages.v_cache))
 
         def ours(i: int, **options: Any) -> Tensor:
             return paged_decode(q, *caches, pages.batches[i], **tiled(options, DecodeTile))
@@ -246,6 +254,15 @@ def _decode(s: Shapes, rows: int, kv_bytes: int) -> Callable[[], Arms]:
         return Arms(ours, {"torch": lambda i: reference.paged_attention(q, *caches, pages.batches[i])}, sets)
 
     return build
+
+
+def _in_float8(cache: Tensor) -> kv_pages.Pages:
+    """The same rows; float32 ones of a part of them at a time are beside them."""
+    pages = kv_pages.make_pages(torch.zeros, tuple(cache.shape), FP8, shapes.CARD)
+    slots = torch.arange(cache.shape[0] * cache.shape[1], device=shapes.CARD)
+    for some, rows in zip(slots.split(STORED_AT_ONCE), cache.flatten(0, 1).split(STORED_AT_ONCE)):
+        kv_pages.store(pages, some, rows)
+    return pages
 
 
 def _shared(s: Shapes) -> Callable[[], Arms]:

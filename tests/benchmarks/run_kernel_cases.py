@@ -15,7 +15,15 @@ GROUPED = dataclasses.replace(
     segments=((20,), (9, 9), (5, 17)), picture=(28, 28),
 )  # fmt: skip
 ALONE = dataclasses.replace(GROUPED, kv_heads=2, tower_rotates=False, segments=((17, 17),), resample="bilinear")
-DIFFERENT = ("paged_decode", "common_beginning", "paged_prefill", "segment_attention", "rotary", "cut_patches")
+DIFFERENT = (
+    "paged_decode",
+    "paged_decode fp8",
+    "common_beginning",
+    "paged_prefill",
+    "segment_attention",
+    "rotary",
+    "cut_patches",
+)
 
 
 def main() -> None:
