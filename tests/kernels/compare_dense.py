@@ -33,7 +33,7 @@ def main() -> None:
             compare_norms(rows, rng.choice((7, 64, 320)), dtype)
         for rows, heads, hidden in zip((1, 2, 3, 4), (*HEADS, HEADS[0]), (40, 600, 520, 1500)):
             compare_few_rows(rows, heads, hidden, rng.choice((6, 9)), dtype)
-        for rows, hidden, mlp in ((5, 96, 70), (17, 200, 64), (100, 64, 33)):
+        for rows, hidden, mlp in ((3, 40, 40), (5, 96, 70), (17, 200, 64), (100, 64, 33)):
             compare_some_rows(rows, hidden, mlp, dtype)
         if ON_CARD:
             compare_real_sizes(dtype)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fovea.core.log import logger
 from fovea.kernels import draw_reference, pixels_reference, reference
-from fovea.kernels.batch import FEW_ROWS, PLAIN, SMALLEST_HEAD, AttentionBatch, AttentionRule, Norm, Segments
+from fovea.kernels.batch import FEW_PAIRS, FEW_ROWS, PLAIN, SMALLEST_HEAD, AttentionBatch, AttentionRule, Norm, Segments
 from fovea.kernels.cpu.library import DTYPES, Crew
 from fovea.kernels.cpu.pixels import cut_patches as native_patches
 from fovea.kernels.cpu.segments import attends
@@ -136,7 +136,7 @@ def _store_heads(
 
 def norm_gate_up(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
     """Norm and projection of x [T, hidden], then silu_mul: [T, F]."""
-    if _is_few_rows(x):
+    if _is_few_rows(x) and (x.shape[0] <= FEW_PAIRS or fp8_of(linear) is not None):
         from fovea.kernels.few_rows import norm_gate_up as fused
 
         weight, _, scales = stored(linear)
