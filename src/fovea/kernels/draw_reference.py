@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 WEIGHT_SCALE = 2.0**32
+CANDIDATES = 256  # of a row, among which top_k and top_p nearly always end
 
 
 class Ways(NamedTuple):
@@ -36,20 +37,37 @@ def draw(logits: Tensor, ways: Ways) -> Tensor:
     best = logits.amax(dim=-1, keepdim=True)  # [R, 1]
     weights = ((logits - best) * sharpness.float()).exp().nan_to_num_(0.0)  # [R, V], 1 for the likeliest
     weights.masked_fill_(weights < min_p.float(), 0.0)
-    if ways.is_truncated:
-        ordered, order = logits.sort(dim=-1, descending=True)  # [R, V]
-        last = top_k.long().clamp(max=logits.shape[1]) - 1
-        weights.masked_fill_((logits < ordered.gather(1, last.clamp(min=0))) & (last >= 0), 0.0)
-        mass = _mass(weights)
-        summed = mass.gather(1, order).cumsum(dim=-1)
-        reached = summed.double() >= summed[:, -1:].double() * top_p
-        mass.masked_fill_((logits < ordered.gather(1, reached.int().argmax(dim=-1, keepdim=True))) & (top_p < 1), 0)
-    else:
-        mass = _mass(weights)
+    mass = _truncated(logits, weights, top_k, top_p) if ways.is_truncated else _mass(weights)
     running = mass.cumsum(dim=-1)
     total = running[:, -1:]
     target = torch.minimum((total.double() * uniform).long(), total - 1)
     return torch.searchsorted(running, target, right=True).clamp_(0, logits.shape[1] - 1)[:, 0]
+
+
+def _truncated(logits: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """The mass of what top_k and top_p [R, 1] leave [R, V]. Ordering everything takes ten times as long as a few."""
+    few, every = min(CANDIDATES, logits.shape[1]), logits.shape[1]
+    mass = _decided(logits, weights, top_k, top_p, few)
+    if mass is None:
+        mass = _decided(logits, weights, top_k, top_p, every)
+    assert mass is not None, "all of them decide"
+    return mass
+
+
+def _decided(logits: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor, count: int) -> Tensor | None:
+    """The same from the `count` largest logits of each row; None if some row goes beyond them."""
+    last = top_k.long().clamp(max=logits.shape[1]) - 1
+    if bool((last >= count).any()):
+        return None
+    is_all = count == logits.shape[1]
+    ordered, order = logits.sort(dim=-1, descending=True) if is_all else logits.topk(count, dim=-1)  # [R, count]
+    mass = _mass(weights.masked_fill((logits < ordered.gather(1, last.clamp(min=0))) & (last >= 0), 0.0))
+    summed = mass.gather(1, order).cumsum(dim=-1)
+    reached, is_cut = summed.double() >= mass.sum(dim=-1, keepdim=True).double() * top_p, top_p < 1
+    if bool((is_cut & ~reached[:, -1:]).any()):
+        return None
+    least = ordered.gather(1, reached.int().argmax(dim=-1, keepdim=True))
+    return mass.masked_fill_((logits < least) & is_cut, 0)
 
 
 def _mass(weights: Tensor) -> Tensor:
