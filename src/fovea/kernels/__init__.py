@@ -136,7 +136,7 @@ def _store_heads(
 
 def norm_gate_up(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
     """Norm and projection of x [T, hidden], then silu_mul: [T, F]."""
-    if _is_few_rows(x) and (x.shape[0] <= FEW_PAIRS or fp8_of(linear) is not None):
+    if _is_read_once(x, linear):
         from fovea.kernels.few_rows import norm_gate_up as fused
 
         weight, _, scales = stored(linear)
@@ -163,7 +163,7 @@ def mlp_add(x: Tensor, norm: Norm, gate_up: nn.Module, down: nn.Module) -> Tenso
 
 def _normed(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
     """A layer of the normed rows of x."""
-    if _is_few_rows(x):
+    if _is_read_once(x, linear):
         return _few_rows(norm(x), linear)
     if (fp8 := _scaled_weight(linear, x)) is None:
         made: Tensor = linear(norm(x))
@@ -221,6 +221,11 @@ def draw(logits: Tensor, rows: Tensor, ways: Ways) -> Tensor:
 
 def _is_few_rows(x: Tensor) -> bool:
     return x.is_cuda and 0 < x.shape[0] <= FEW_ROWS
+
+
+def _is_read_once(x: Tensor, linear: nn.Module) -> bool:
+    """Whether a layer with a norm before it is read by our kernels for few rows."""
+    return _is_few_rows(x) and (x.shape[0] <= FEW_PAIRS or fp8_of(linear) is not None)
 
 
 def _few_rows(x: Tensor, linear: nn.Module, residual: Tensor | None = None) -> Tensor:

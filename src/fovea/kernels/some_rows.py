@@ -68,7 +68,7 @@ def _gate_up(  # type: ignore[no-untyped-def]
 def takes(x: Tensor, weight: Tensor) -> bool:
     """Measured for types of 16 bits on Hopper, where it pays with more programs than multiprocessors: too few loads are
     under way otherwise."""
-    if x.shape[0] > SOME_ROWS or x.element_size() != 2 or not is_hopper(x.device):
+    if not 0 < x.shape[0] <= SOME_ROWS or x.element_size() != 2 or not is_hopper(x.device):
         return False
     programs: int = triton.cdiv(weight.shape[0] // 2, USUAL.outputs)
     return programs > _multiprocessors(x.device)
