@@ -64,6 +64,7 @@ class Limits:
     spec: ModelSpec
     ceilings: Ceilings
     element_bytes: int
+    kv_token_bytes: int | None = None  # None: keys and values are in the weights' type
 
     def layer_weights(self) -> int:
         d = self.spec.decoder
@@ -79,7 +80,7 @@ class Limits:
         d = self.spec.decoder
         weights = self.layer_weights() + self.head_weights()
         distinct_tokens = batch * (context_tokens - shared_tokens) + shared_tokens
-        kv_bytes = distinct_tokens * d.kv_bytes_per_token(self.element_bytes)
+        kv_bytes = distinct_tokens * (self.kv_token_bytes or d.kv_bytes_per_token(self.element_bytes))
         memory_s = (weights * self.element_bytes + kv_bytes) / self.ceilings.bytes_per_s
         attention = 4 * batch * context_tokens * d.num_heads * d.head_dim * d.num_layers
         return max(memory_s, (2 * weights * batch + attention) / self.ceilings.flops_per_s)

@@ -169,12 +169,13 @@ class Bench:
 
         spec, model = self.llm.family.spec, self.llm.engine.model
         device, dtype, counters = model.device, model.dtype, self.llm.engine.counters()
+        plan = self.llm.engine.plan
         self.llm.close()
         del self.llm, model
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        limits = Limits(spec, measure(device, dtype), dtype.itemsize)
+        limits = Limits(spec, measure(device, dtype), dtype.itemsize, plan.kv_bytes // plan.kv_tokens)
         for figure, limit in self._limits:
             figure.limit = limit(limits)
         self._print()
