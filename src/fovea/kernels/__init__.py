@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fovea.core.log import logger
 from fovea.kernels import draw_reference, pixels_reference, reference
-from fovea.kernels.batch import FEW_PAIRS, FEW_ROWS, PLAIN, SMALLEST_HEAD, AttentionBatch, AttentionRule, Norm, Segments
+from fovea.kernels.batch import FEW_ALONE, FEW_ROWS, PLAIN, SMALLEST_HEAD, AttentionBatch, AttentionRule, Norm, Segments
 from fovea.kernels.cpu.library import DTYPES, Crew
 from fovea.kernels.cpu.pixels import cut_patches as native_patches
 from fovea.kernels.cpu.segments import attends
@@ -175,7 +175,7 @@ def _normed(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
 
 def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
     """See reference.linear_add. The sum may take the place of the residual."""
-    if _is_few_rows(x):
+    if _is_read_once(x, linear):
         return _few_rows(x, linear, residual)
     if x.is_cuda:
         if (fp8 := fp8_of(linear)) is not None:
@@ -224,8 +224,8 @@ def _is_few_rows(x: Tensor) -> bool:
 
 
 def _is_read_once(x: Tensor, linear: nn.Module) -> bool:
-    """Whether a layer with a norm before it is read by our kernels for few rows."""
-    return _is_few_rows(x) and (x.shape[0] <= FEW_PAIRS or fp8_of(linear) is not None)
+    """Whether our kernels for few rows are the fastest for a layer where they save no other kernel."""
+    return _is_few_rows(x) and (x.shape[0] <= FEW_ALONE or fp8_of(linear) is not None)
 
 
 def _few_rows(x: Tensor, linear: nn.Module, residual: Tensor | None = None) -> Tensor:

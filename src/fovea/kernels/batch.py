@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fovea.kernels.cpu.library import Crew
 
 FEW_ROWS = 4  # up to here linear layers on CUDA are bound by reading weights, and our kernels read them faster
-FEW_PAIRS = 2  # the same behind a norm; of gate and up 4 rows take the matrix units 0.7 to 0.85 of the time
+FEW_ALONE = 2  # the same where they join no other kernel: matrix units take 0.6 to 0.95 of the time for 3 and 4 rows
 SOME_ROWS = 128  # up to here a kernel of ours reads gate and up and multiplies them, on Hopper
 SEGMENT_ROWS = 128  # rows of one entry of Segments.tiles
 SHARED_FROM = 16  # decode sequences: fewer are not asked whether they begin alike
