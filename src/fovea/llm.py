@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
@@ -66,6 +67,7 @@ class LLM:
         self._num_threads = media_threads(self.config)
         self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fovea-media")
         self._turns = Turns()
+        self._loop_waits = blueprint.device.type == "cuda"  # for the device, rather than computing itself
         self._request_numbers = itertools.count()
         self._lock = threading.RLock()  # around the engine: calls may overlap, from one thread or several
         self._runs: dict[str, _Run] = {}  # which call a request belongs to
@@ -209,6 +211,10 @@ class LLM:
         finally:
             run.abandon()
 
+    def _loop_turn(self) -> AbstractContextManager[None]:
+        """The loop comes first while prompts wait for it; otherwise whoever prepares more of them does."""
+        return self._turns.take(first=self.engine.has_waiting()) if self._loop_waits else nullcontext()
+
     def _prepare(
         self, maker: FormMaker, params: SamplingParams, request_id: str, arrived: float, shared: SharedDecodes | None
     ) -> Prepared:
@@ -270,24 +276,19 @@ class _Run:
         self._prepare_ahead()
         return bool(self._ahead or self._open or self._endings)
 
-    def advance(self) -> Iterator[tuple[int, RequestOutput]]:
-        """Admit what is ready (waiting only if the engine has nothing to do), then run one step."""
-        while self._ahead and len(self._open) + len(self._endings) < self._most_open:
-            if self._open and not self._ahead[0].future.done():
-                break
-            failed = self._admit(self._ahead.popleft())
-            if failed is not None:
-                yield failed
-            self._prepare_ahead()
-        if self._open:
-            with self._llm._lock:
-                done = self._step()
-            yield from done
-        until = time.perf_counter() + TEXTS_S
-        while self._endings and (not self._open or time.perf_counter() < until):
-            yield _ended(self._endings.popleft())
-        while self._behind and time.perf_counter() < until:
-            self._behind.popitem()[1].write_ahead()
+    def advance(self) -> list[tuple[int, RequestOutput]]:
+        """Admit what is ready (waiting only if the engine has nothing to do), run one step, make some texts."""
+        ready = self._ready()
+        with self._llm._lock, self._llm._loop_turn():
+            done = [failed for failed in map(self._admit, ready) if failed is not None]
+            if self._open:
+                done += self._step()
+            until = time.perf_counter() + TEXTS_S
+            while self._endings and (not self._open or time.perf_counter() < until):
+                done.append(_ended(self._endings.popleft()))
+            while self._behind and time.perf_counter() < until:
+                self._behind.popitem()[1].write_ahead()
+        return done
 
     def abandon(self) -> None:
         """Leave nothing behind, whatever happened: the caller may have stopped in the middle."""
@@ -310,12 +311,22 @@ class _Run:
             future = self._llm._threads.submit(self._llm._prepare, maker, params, request_id, arrived, self._shared)
             self._ahead.append(_Ahead(number, request_id, future))
 
+    def _ready(self) -> list[_Ahead]:
+        ready: list[_Ahead] = []
+        while self._ahead and len(self._open) + len(self._endings) + len(ready) < self._most_open:
+            future = self._ahead[0].future
+            if (self._open or ready) and not future.done():
+                break
+            future.exception()  # waits
+            ready.append(self._ahead.popleft())
+            self._prepare_ahead()
+        return ready
+
     def _admit(self, ahead: _Ahead) -> tuple[int, RequestOutput] | None:
         try:
             prepared = ahead.future.result()
-            with self._llm._lock:
-                self._llm.engine.add(prepared.request)
-                self._llm._runs[ahead.request_id] = self
+            self._llm.engine.add(prepared.request)
+            self._llm._runs[ahead.request_id] = self
         except FoveaError as error:
             return ahead.number, _failed(ahead.request_id, None, error)
         collector = Collector(prepared, self._llm._preparer.tokenizer, self._llm.engine.stop, live=self._live)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from fovea.core.turns import Turns, outside_turn
+from fovea.core.turns import Turns, outside_turn, taking_turns
 
 PATIENCE_S = 20
 
@@ -67,6 +69,64 @@ def test_an_error_outside_gives_the_turn_back_once() -> None:
             raise KeyError
         with turns.take(), outside_turn(), outside_turn():  # twice outside is outside
             pass
+
+
+def test_who_comes_first_waits_for_one_turn_only_and_leaves_others_one() -> None:
+    """Of three that wait: the loop, which asked last, then the others in their order; between two turns of it, one."""
+    turns, order = Turns(), list[str]()
+    taken, go = threading.Event(), threading.Event()
+
+    def holder() -> None:
+        with turns.take():
+            taken.set()
+            go.wait(PATIENCE_S)
+
+    def loop() -> None:
+        for _ in range(2):
+            with turns.take(first=True):
+                order.append("loop")
+                with outside_turn():
+                    pass
+
+    def other(name: str) -> None:
+        with turns.take():
+            order.append(name)
+
+    with ThreadPoolExecutor(4) as pool:
+        holding = pool.submit(holder)
+        assert taken.wait(PATIENCE_S)
+        jobs: list[Future[None]] = []
+        for number, job in enumerate((lambda: other("a"), lambda: other("b"), loop), 1):
+            jobs.append(pool.submit(job))
+            wait_until(lambda: len(turns._waiting) == number)  # noqa: B023
+        go.set()
+        for done in (holding, *jobs):
+            done.result(PATIENCE_S)
+    assert order == ["loop", "a", "b", "loop"]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.001)
+    assert holds()
+
+
+def test_threads_that_work_for_one_in_a_turn_take_turns_with_the_others() -> None:
+    turns, inside, most = Turns(), [0], [0]
+
+    def work(_: int) -> None:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.001)
+        inside[0] -= 1
+
+    with ThreadPoolExecutor(4) as pool, turns.take():
+        in_turn = taking_turns(work)
+        with outside_turn():
+            list(pool.map(in_turn, range(8)))
+    assert most == [1]
+    assert taking_turns(work) is work  # outside of any
 
 
 def test_without_a_turn_there_is_nothing_to_leave() -> None:

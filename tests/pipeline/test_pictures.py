@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import signal
@@ -245,19 +246,23 @@ def test_a_picture_that_several_requests_show_is_decoded_once(monkeypatch: pytes
     assert len(calls) == 4
 
 
-@pytest.mark.parametrize("waits_for", ["decode", "open_source"])
+@pytest.mark.parametrize(
+    ("module", "waits_for"),
+    [("pipeline.pictures", "open_source"), ("media.decode", "_upright"), ("media.decode", "picture_digest")],
+)
 def test_a_request_that_decodes_or_fetches_leaves_its_turn_to_others(
-    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, waits_for: str
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, module: str, waits_for: str
 ) -> None:
     """Two at once, or the barrier breaks."""
     made, turns, both = preparer(checkpoints, "llava"), Turns(), threading.Barrier(2, timeout=20)
-    original = getattr(pictures, waits_for)
+    place = importlib.import_module(f"fovea.{module}")
+    original = getattr(place, waits_for)
 
     def waiting(source: Any, *rest: Any) -> Any:
         both.wait()
         return BytesSource(png(30, 20)) if waits_for == "open_source" else original(source, *rest)
 
-    monkeypatch.setattr(pictures, waits_for, waiting)
+    monkeypatch.setattr(place, waits_for, waiting)
     address = "https://example.org/a.png" if waits_for == "open_source" else URL
 
     def prepared() -> int:
@@ -266,3 +271,29 @@ def test_a_request_that_decodes_or_fetches_leaves_its_turn_to_others(
 
     with ThreadPoolExecutor(2) as pool:
         assert [one.result(30) for one in [pool.submit(prepared) for _ in range(2)]] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pil", "two"])
+def test_requests_that_share_turns_with_a_loop_are_all_prepared(checkpoints: Checkpoints, kind: str) -> None:
+    """A loop that always comes first, pictures in threads of their own: no two wait for each other."""
+    made, turns, ended = preparer(checkpoints, "llava", num_threads=2), Turns(), threading.Event()
+    pil = {"type": "image_pil", "image_pil": Image.new("RGBA", (30, 20), "red")}
+    shown = {"bytes": [part(URL)], "pil": [pil], "two": [part(URL), part(data_url(png(20, 20)))]}[kind]
+
+    def loop() -> None:
+        while not ended.is_set():
+            with turns.take(first=True):
+                pass
+
+    def prepared() -> int:
+        with turns.take():
+            return len(run(made, chat(made, *shown)).request.media)
+
+    with ThreadPoolExecutor(5) as pool:
+        looping = pool.submit(loop)
+        try:
+            found = [one.result(60) for one in [pool.submit(prepared) for _ in range(8)]]
+        finally:
+            ended.set()
+        looping.result(60)
+    assert found == [len(shown)] * 8

@@ -146,6 +146,10 @@ class Engine:
             self._check_idle()
         return outputs
 
+    def has_waiting(self) -> bool:
+        """Whether requests wait for their first step."""
+        return bool(self.scheduler.waiting)
+
     def counters(self) -> dict[str, float]:
         """What was done since the start, and how full things are now, by name."""
         return counters(self.stats, self.scheduler, self._encoder_cache, self._runner)

@@ -15,6 +15,7 @@ from torch import Tensor
 from fovea import kernels as ops
 from fovea.core.log import logger
 from fovea.core.params import SamplingParams
+from fovea.core.turns import outside_turn
 from fovea.core.types import EngineRequest, MediaItem, TokenLogprobs
 from fovea.engine.batch import build_batch, insert_embeddings, scores_prompt
 from fovea.engine.encoder_cache import EncoderCache
@@ -59,7 +60,8 @@ class Launched:
     def wait(self) -> StepResult:
         """Raises what the device reports."""
         if self.arrived is not None:
-            self.arrived.synchronize()
+            with outside_turn():
+                self.arrived.synchronize()
         sampled = self.sampled
         if sampled is None:
             token_ids = [] if self.tokens is None else self.tokens.tolist()

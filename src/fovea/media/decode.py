@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from fovea.core.errors import FoveaError, MediaDecodeError, MediaLimitError
+from fovea.core.turns import outside_turn
 from fovea.core.types import Picture
 from fovea.media.digest import picture_digest
 from fovea.media.headers import Format, read_header
@@ -55,7 +56,8 @@ def decode(source: MemorySource) -> Picture:
     if pixels.size == 0:
         raise MediaDecodeError("The picture has no pixels.")
     pixels.setflags(write=False)
-    return Picture(pixels, picture_digest(pixels))
+    with outside_turn():
+        return Picture(pixels, picture_digest(pixels))
 
 
 def _decode_bytes(data: bytes) -> NDArray[np.uint8]:
@@ -65,8 +67,10 @@ def _decode_bytes(data: bytes) -> NDArray[np.uint8]:
             if image.size != (header.width_px, header.height_px):
                 raise MediaDecodeError("The file contradicts itself about the size of the picture.")
             _correct_colour_key(image)
-            image.load()
-            return _upright_pixels(image, header.orientation)
+            with outside_turn():
+                image.load()
+                upright = _upright(image, header.orientation)
+            return np.asarray(upright)
     except Image.DecompressionBombError:
         raise MediaLimitError(
             "The picture has too many pixels for the decoder. Scale it down.", code="image_too_many_pixels"
@@ -79,9 +83,11 @@ def _decode_bytes(data: bytes) -> NDArray[np.uint8]:
 
 def _decode_pil(image: Image.Image) -> NDArray[np.uint8]:
     try:
-        with lock_of(image):
+        with outside_turn(), lock_of(image):
             image.load()
-            return _upright_pixels(image, read_orientation(image))
+            upright = _upright(image, read_orientation(image))
+        with lock_of(image):
+            return np.asarray(upright)
     except FoveaError:
         raise
     except Exception:  # the border to Pillow: the user's file may be closed or broken
@@ -123,12 +129,10 @@ def _correct_colour_key(image: ImageFile.ImageFile) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
-def _upright_pixels(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
-    """Pixels of a loaded picture. `image` itself is not changed."""
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    """A loaded picture in RGB. `image` itself is not changed, and may be what is returned."""
     rgb = _to_rgb(image)
-    if orientation in _TURN:
-        rgb = rgb.transpose(_TURN[orientation])
-    return np.asarray(rgb)
+    return rgb.transpose(_TURN[orientation]) if orientation in _TURN else rgb
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

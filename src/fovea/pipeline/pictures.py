@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fovea.core.config import MIB, EngineConfig
 from fovea.core.errors import EmbeddingsError, MediaError, MediaSourceError
-from fovea.core.turns import outside_turn
+from fovea.core.turns import outside_turn, taking_turns
 from fovea.core.types import ImagePlan, MediaItem, MediaReport, Picture
 from fovea.families.base import Family
 from fovea.media.decode import decode
@@ -126,7 +126,8 @@ class SharedDecodes:
                 future.set_result(decode(source))
             except BaseException as error:
                 future.set_exception(error)
-        return future.result()
+        with nullcontext() if future.done() else outside_turn():
+            return future.result()
 
 
 class Pictures:
@@ -173,11 +174,10 @@ class Pictures:
             if picture.source is not None and picture.plan is not None:
                 job = jobs.setdefault(id(picture.source), _Job(number, picture.media, picture.source))
                 job.plans[picture.plan] = None
-        with outside_turn():
-            videos = {
-                number: self._make_video(one, number, len(opened)) for number, one in enumerate(opened, 1) if one.video
-            }
-            done = dict(zip(jobs, self._run(list(jobs.values()), len(opened), resize_on_device, shared), strict=True))
+        videos = {
+            number: self._make_video(one, number, len(opened)) for number, one in enumerate(opened, 1) if one.video
+        }
+        done = dict(zip(jobs, self._run(list(jobs.values()), len(opened), resize_on_device, shared), strict=True))
         return [
             self._made_video(one, videos[number], salt) if one.video else self._made(one, done, salt)
             for number, one in enumerate(opened, 1)
@@ -278,7 +278,7 @@ class Pictures:
 
     def _make_video(self, opened: Opened, number: int, total: int) -> MadeVideo:
         assert opened.video is not None, "asked of videos only"
-        with _named(opened.media, number, total):
+        with outside_turn(), _named(opened.media, number, total):
             return make_video(opened.video, self._video_limits)
 
     def _made_video(self, opened: Opened, made: MadeVideo, salt: str) -> tuple[MediaItem, MediaReport]:
@@ -334,7 +334,9 @@ class Pictures:
     def _run(self, jobs: list[_Job], total: int, resize_on_device: bool, shared: SharedDecodes | None) -> list[_Done]:
         if self._num_threads == 1 or len(jobs) < 2:
             return [_decode(job, total, resize_on_device, shared) for job in jobs]
-        return list(self._threads().map(_decode, jobs, repeat(total), repeat(resize_on_device), repeat(shared)))
+        work = taking_turns(_decode)
+        with outside_turn():
+            return list(self._threads().map(work, jobs, repeat(total), repeat(resize_on_device), repeat(shared)))
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -371,7 +373,8 @@ def _decode(job: _Job, total: int, resize_on_device: bool, shared: SharedDecodes
                 resized[plan] = _Resized(pixels=picture.pixels)
                 continue
             started = time.perf_counter()
-            canvas = apply_plan(picture, plan)
+            with outside_turn():
+                canvas = apply_plan(picture, plan)
             resized[plan] = _Resized(canvas, seconds=time.perf_counter() - started)
     return _Done(picture.digest, resized, decode_s)
 

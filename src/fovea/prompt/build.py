@@ -257,6 +257,8 @@ def _checked(ids: tuple[int, ...], family: Family) -> tuple[int, ...]:
 
 
 def _slotted(ids: Sequence[int], placeholder_id: int, video_id: int) -> SlottedPrompt:
+    if placeholder_id not in ids and video_id not in ids:
+        return SlottedPrompt(tuple(ids), ())
     return SlottedPrompt(tuple(ids), tuple(i for i, t in enumerate(ids) if t in (placeholder_id, video_id)))
 
 

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import tokenizers
 
 MAX_CHARS_PER_TOKEN = 256  # the longest runs of blanks in published vocabularies are half of this
@@ -45,10 +46,10 @@ class TokenFloor:
         vocab = backend.get_vocab(with_added_tokens=True) if self._is_known else {}
         if self._has_bytes:
             contents = {token.content for token in added}
-            self._costs: Mapping[Any, float] = _costs(_as_bytes(vocab, contents))
-            self._unknown_cost = 0.0
+            costs = _costs(_as_bytes(vocab, contents))
+            self._byte_costs = np.array([costs.get(byte, 0.0) for byte in range(256)])
         else:
-            self._costs = _costs(text.replace(" ", BLANK) for text in vocab)
+            self._costs: Mapping[str, float] = _costs(text.replace(" ", BLANK) for text in vocab)
             falls_back = all(step.get("byte_fallback") for step in model)
             whole = falls_back and all(f"<0x{byte:02X}>" in vocab for byte in range(256))
             self._unknown_cost = 1.0 if whole else 0.0  # else any number of them may become one unknown token
@@ -61,8 +62,12 @@ class TokenFloor:
             text = "".join(text.split())
         if self._composes:
             text = unicodedata.normalize("NFC", text)
-        units: Iterable[Any] = text.encode("utf-8", "surrogatepass") if self._has_bytes else text.replace(" ", BLANK)
-        cost = sum(count * self._costs.get(unit, self._unknown_cost) for unit, count in Counter(units).items())
+        if self._has_bytes:
+            units = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+            cost = float(np.bincount(units, minlength=256) @ self._byte_costs)
+        else:
+            letters = Counter(text.replace(" ", BLANK))
+            cost = sum(count * self._costs.get(letter, self._unknown_cost) for letter, count in letters.items())
         return math.ceil(cost * (1 - _ROUNDING))
 
 

@@ -14,6 +14,7 @@ engine gives up after a fixed number of steps, which becomes a PromptError here)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +32,7 @@ from fovea.prompt.token_floor import TokenFloor
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PROBE = "a"
+SHORT_CHARS = 400  # tokenised in less time than it takes to leave one's turn and come back
 
 T = TypeVar("T")
 
@@ -166,13 +168,16 @@ class Tokenizer:
             "does not end on this text; shorten or change the text."
         )
         # A batch, because that lets other threads of Python run meanwhile; `encode` holds them all up.
-        with outside_turn():
+        with outside_turn() if len(text) > SHORT_CHARS else nullcontext():
             return _guard(lambda: backend.encode_batch([text], add_special_tokens=False)[0], error)
 
     def _hits(self, encoding: tokenizers.Encoding) -> list[_Hit]:
         """Where control tokens were read in the encoded text."""
-        hits = []
-        for index, token_id in enumerate(encoding.ids):
+        hits: list[_Hit] = []
+        ids = encoding.ids
+        if self._control.isdisjoint(ids):
+            return hits
+        for index, token_id in enumerate(ids):
             if token_id in self._control:
                 place = encoding.token_to_chars(index)
                 assert place is not None, "a token of the text has a place in it"
