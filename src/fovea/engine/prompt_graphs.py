@@ -3,7 +3,8 @@
 A step's tokens are padded to one of some dozen numbers. Its sequences, those of one token too, are told to the device
 alone, as many as a graph has room for; those that are not there have no tokens. Padded tokens write to a page nobody
 reads and belong to no sequence. A few graphs are made at the start, those of a full step among them; one of another
-size when it is wanted for the second time. The next larger one does until then, and while it costs less than that.
+size when it is wanted for the second time. A larger one does until then, and while it costs less than that: launching
+a step's kernels one by one keeps the host busy for as long as a small model takes for thousands of tokens.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ from fovea.models.moe import FEW_TOKENS
 TOKENS = (16, 32, 64, 128, 192, 256, 384, *range(512, 8193, 128))
 FEW_SEQUENCES = 64  # the kernel finds its tiles among so many at once
 FIRST_TOKENS = (512, 1024, 1536, 2048)  # of graphs that are made at the start, beside a full step's
-SPARE_TOKENS = 512  # of padding that cost less than launching a step's kernels one by one
-WORTH_TOKENS = 4096  # of padding that cost as much as making a graph
+SECOND_TOKENS = (3072, 4096, 5120, 6144)  # the same where the host takes longer to launch them one by one
+# Seen on an H100 with the models of docs/benchmarks.md: what a layer's kernels take to be launched, a graph to be made,
+# and how fast prompts are computed. Estimates will do: they decide which graph is used, never what comes out.
+LAYER_LAUNCH_S = 0.0014
+MAKE_S = 0.05
+FLOPS = 6e14
 ALONE = 2  # sequences of a step whose size will come again; with more of them sizes are as good as random
 
 
@@ -81,6 +86,10 @@ class PromptGraphs:
         self._flat = torch.zeros(room, dtype=torch.int64, device=device)
         self._x = torch.zeros(largest.tokens, spec.decoder.hidden_size, dtype=shared.model.dtype, device=device)
         self._has_levels = spec.projector.deepstack > 0
+        token_s = 2 * sum(x.numel() for x in shared.model.decoder.layers.parameters()) / FLOPS
+        # Tokens that are computed while a step's kernels are launched, or a graph is made.
+        self._launch_tokens = spec.decoder.num_layers * LAYER_LAUNCH_S / token_s
+        self._make_tokens = MAKE_S / token_s
         self._graphs: dict[_Size, Recorded | None] = {}  # None: wanted once
         self._padded: dict[_Size, int] = {}  # tokens that a larger graph computed for nothing
 
@@ -92,7 +101,8 @@ class PromptGraphs:
     def capture(self) -> None:
         """Largest first, so that smaller graphs fit into memory that is there already."""
         recorder = self._shared.recorder
-        for tokens in sorted({*FIRST_TOKENS, self._sizes[-1].tokens}, reverse=True):
+        slow = (count for count in SECOND_TOKENS if count <= self._launch_tokens)
+        for tokens in sorted({*FIRST_TOKENS, *slow, self._sizes[-1].tokens}, reverse=True):
             sizes = self._sizes_of(tokens)
             for size in sizes if recorder.is_on else ():
                 recorder.make(self._graphs, size, partial(self._rehearse, sizes[0]), partial(self._step, size))
@@ -136,17 +146,17 @@ class PromptGraphs:
     def _does(self, made: _Size, wanted: _Size, num_sequences: int) -> bool:
         """Note what a larger graph costs in place of the one that is wanted; whether that is still worth it."""
         self._padded[wanted] = self._padded.get(wanted, 0) + made.tokens - wanted.tokens
-        return num_sequences > ALONE and self._padded[wanted] < WORTH_TOKENS
+        return num_sequences > ALONE and self._padded[wanted] < self._make_tokens
 
     def _sizes_of(self, tokens: int) -> list[_Size]:
         """For few sequences and for many."""
         return [size for size in self._sizes if size.tokens == tokens]
 
     def _sizes_for(self, chunks: list[Chunk]) -> list[_Size]:
-        """Those that hold them, the best first, with little more padding than that."""
+        """Those that hold them: the best first, then those that take less time than launching kernels one by one."""
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
         holding = [s for s in self._sizes if s.tokens >= num_tokens and s.sequences >= len(chunks)]
-        return [s for s in holding if s is holding[0] or s.tokens <= num_tokens + SPARE_TOKENS]
+        return [s for s in holding if s is holding[0] or s.tokens <= self._launch_tokens]
 
     def _made(self, sizes: list[_Size]) -> _Size | None:
         """The first that has a graph."""
