@@ -142,6 +142,7 @@ def test_until_then_a_graph_does_that_takes_less_time_than_launching_kernels(gra
         assert [graphs.fits([chunk(0, tokens, [1], tokens)]) for _ in range(2)] == [False, True]
     sizes = [graphs._made(graphs._sizes_for([chunk(0, count, [1], count)])) for count in (10, 130, 600, 641, 1600)]
     assert [size and size.tokens for size in sizes] == [640, 640, 640, None, 1664]
+    assert graphs._made(graphs._sizes_for([chunk(0, 1200, [1], 1200)])), "little more padding does always"
     small = [chunk(0, 130, [1], 130)]
     assert graphs.fits(small), "the first time"
     assert graphs.fits(small)
@@ -180,6 +181,16 @@ def test_larger_graphs_are_made_at_the_start_only_of_models_that_compute_faster_
         assert sorted({size.tokens for size in graphs._graphs}) == [*FIRST_TOKENS, *wanted, 8192]
 
 
+def test_steps_of_many_sequences_that_take_longer_than_launching_them_are_not_worth_a_graph(
+    graphs: PromptGraphs,
+) -> None:
+    many = [chunk(0, 800, [1], 800) for _ in range(3)]
+    assert not any(graphs.fits(many) for _ in range(3))
+    alone = [chunk(0, 2400, [1], 2400)]
+    assert [graphs.fits(alone) for _ in range(2)] == [False, True]
+    assert graphs.fits(many), "now that it is there"
+
+
 def test_how_long_a_token_takes_is_the_models_own(checkpoints: Checkpoints, graphs: PromptGraphs) -> None:
     """Layers of 1.31 billion parameters, as Qwen2-VL-2B has: 9,000 tokens while 28 layers are launched."""
     shared = graphs._shared
@@ -190,7 +201,7 @@ def test_how_long_a_token_takes_is_the_models_own(checkpoints: Checkpoints, grap
     shared.model.spec = dataclasses.replace(shared.model.spec, decoder=decoder)
     made = PromptGraphs(shared, 8192)
     assert 8900 < made._launch_tokens < 9100
-    assert 11_000 < made._make_tokens < 12_000
+    assert 22_000 < made._make_tokens < 24_000
 
 
 def test_without_memory_for_a_graph_steps_run_without_and_no_more_are_tried(graphs: PromptGraphs) -> None:

@@ -4,7 +4,8 @@ A step's tokens are padded to one of some dozen numbers. Its sequences, those of
 alone, as many as a graph has room for; those that are not there have no tokens. Padded tokens write to a page nobody
 reads and belong to no sequence. A few graphs are made at the start, those of a full step among them; one of another
 size when it is wanted for the second time. A larger one does until then, and while it costs less than that: launching
-a step's kernels one by one keeps the host busy for as long as a small model takes for thousands of tokens.
+a step's kernels one by one keeps the host busy for as long as a small model takes for thousands of tokens. What takes
+the device longer than that needs no graph, unless it comes again and again.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ TOKENS = (16, 32, 64, 128, 192, 256, 384, *range(512, 8193, 128))
 FEW_SEQUENCES = 64  # the kernel finds its tiles among so many at once
 FIRST_TOKENS = (512, 1024, 1536, 2048)  # of graphs that are made at the start, beside a full step's
 SECOND_TOKENS = (3072, 4096, 5120, 6144)  # the same where the host takes longer to launch them one by one
-# Seen on an H100 with the models of docs/benchmarks.md: what a layer's kernels take to be launched, a graph to be made,
-# and how fast prompts are computed. Estimates will do: they decide which graph is used, never what comes out.
+SPARE_TOKENS = 512  # of padding that are always less than launching a step's kernels one by one
+# Seen on an H100 with the models of docs/benchmarks.md: what a layer's kernels take to be launched, a graph to be made
+# and run once before, and how fast prompts are computed. Estimates will do: answers are right with any of the graphs.
 LAYER_LAUNCH_S = 0.0014
-MAKE_S = 0.05
+MAKE_S = 0.1
 FLOPS = 6e14
 ALONE = 2  # sequences of a step whose size will come again; with more of them sizes are as good as random
 
@@ -113,6 +115,8 @@ class PromptGraphs:
         if not wanted or not _is_usual(chunks, with_spans=not self._has_levels):
             return False
         made = self._made(wanted)
+        if made is None and len(chunks) > ALONE and wanted[0].tokens > self._launch_tokens:
+            return False
         if made is None or (made != wanted[0] and not self._does(made, wanted[0], len(chunks))):
             bodies = partial(self._rehearse, wanted[0]), partial(self._step, wanted[0])
             self._shared.recorder.when_wanted_again(self._graphs, wanted[0], *bodies)
@@ -155,8 +159,9 @@ class PromptGraphs:
     def _sizes_for(self, chunks: list[Chunk]) -> list[_Size]:
         """Those that hold them: the best first, then those that take less time than launching kernels one by one."""
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
+        most = max(num_tokens + SPARE_TOKENS, self._launch_tokens)
         holding = [s for s in self._sizes if s.tokens >= num_tokens and s.sequences >= len(chunks)]
-        return [s for s in holding if s is holding[0] or s.tokens <= self._launch_tokens]
+        return [s for s in holding if s is holding[0] or s.tokens <= most]
 
     def _made(self, sizes: list[_Size]) -> _Size | None:
         """The first that has a graph."""
