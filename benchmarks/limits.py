@@ -67,10 +67,7 @@ class Limits:
     kv_token_bytes: int | None = None  # None: keys and values are in the weights' type
 
     def layer_weights(self) -> int:
-        d = self.spec.decoder
-        heads = d.num_heads + 2 * d.num_kv_heads
-        attention = d.hidden_size * d.head_dim * (heads + d.num_heads)
-        return d.num_layers * (attention + 3 * d.hidden_size * d.intermediate_size)
+        return self.spec.decoder.num_layer_weights()
 
     def head_weights(self) -> int:
         return self.spec.decoder.hidden_size * self.spec.decoder.vocab_size

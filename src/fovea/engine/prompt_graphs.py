@@ -4,8 +4,7 @@ A step's tokens are padded to one of some dozen numbers. Its sequences, those of
 alone, as many as a graph has room for; those that are not there have no tokens. Padded tokens write to a page nobody
 reads and belong to no sequence. A few graphs are made at the start, those of a full step among them; one of another
 size when it is wanted for the second time. A larger one does until then, and while it costs less than that: launching
-a step's kernels one by one keeps the host busy for as long as a small model takes for thousands of tokens. What takes
-the device longer than that needs no graph, unless it comes again and again.
+a step's kernels one by one keeps the host busy for as long as a small model takes for thousands of tokens.
 """
 
 from __future__ import annotations
@@ -28,12 +27,11 @@ from fovea.models.moe import FEW_TOKENS
 TOKENS = (16, 32, 64, 128, 192, 256, 384, *range(512, 8193, 128))
 FEW_SEQUENCES = 64  # the kernel finds its tiles among so many at once
 FIRST_TOKENS = (512, 1024, 1536, 2048)  # of graphs that are made at the start, beside a full step's
-SECOND_TOKENS = (3072, 4096, 5120, 6144)  # the same where the host takes longer to launch them one by one
-SPARE_TOKENS = 512  # of padding that are always less than launching a step's kernels one by one
-# Seen on an H100 with the models of docs/benchmarks.md: what a layer's kernels take to be launched, a graph to be made
-# and run once before, and how fast prompts are computed. Estimates will do: answers are right with any of the graphs.
+SECOND_TOKENS = (3072, 3584, 4096, 4608, 6144)  # the same where launching takes longer than computing them
+SPARE_TOKENS = 512  # of padding that cost less than launching a step's kernels one by one
+WORTH_TOKENS = 4096  # of padding that cost as much as making a graph
+# How long the host launches the kernels of a layer, and how fast prompts are computed: seen on an H100 and a busy host.
 LAYER_LAUNCH_S = 0.0014
-MAKE_S = 0.1
 FLOPS = 6e14
 ALONE = 2  # sequences of a step whose size will come again; with more of them sizes are as good as random
 
@@ -88,10 +86,8 @@ class PromptGraphs:
         self._flat = torch.zeros(room, dtype=torch.int64, device=device)
         self._x = torch.zeros(largest.tokens, spec.decoder.hidden_size, dtype=shared.model.dtype, device=device)
         self._has_levels = spec.projector.deepstack > 0
-        token_s = 2 * sum(x.numel() for x in shared.model.decoder.layers.parameters()) / FLOPS
-        # Tokens that are computed while a step's kernels are launched, or a graph is made.
-        self._launch_tokens = spec.decoder.num_layers * LAYER_LAUNCH_S / token_s
-        self._make_tokens = MAKE_S / token_s
+        token_s = 2 * spec.decoder.num_layer_weights() / FLOPS
+        self._launch_tokens = spec.decoder.num_layers * LAYER_LAUNCH_S / token_s  # computed while a step is launched
         self._graphs: dict[_Size, Recorded | None] = {}  # None: wanted once
         self._padded: dict[_Size, int] = {}  # tokens that a larger graph computed for nothing
 
@@ -115,8 +111,6 @@ class PromptGraphs:
         if not wanted or not _is_usual(chunks, with_spans=not self._has_levels):
             return False
         made = self._made(wanted)
-        if made is None and len(chunks) > ALONE and wanted[0].tokens > self._launch_tokens:
-            return False
         if made is None or (made != wanted[0] and not self._does(made, wanted[0], len(chunks))):
             bodies = partial(self._rehearse, wanted[0]), partial(self._step, wanted[0])
             self._shared.recorder.when_wanted_again(self._graphs, wanted[0], *bodies)
@@ -150,7 +144,7 @@ class PromptGraphs:
     def _does(self, made: _Size, wanted: _Size, num_sequences: int) -> bool:
         """Note what a larger graph costs in place of the one that is wanted; whether that is still worth it."""
         self._padded[wanted] = self._padded.get(wanted, 0) + made.tokens - wanted.tokens
-        return num_sequences > ALONE and self._padded[wanted] < self._make_tokens
+        return num_sequences > ALONE and self._padded[wanted] < WORTH_TOKENS
 
     def _sizes_of(self, tokens: int) -> list[_Size]:
         """For few sequences and for many."""

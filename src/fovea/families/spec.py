@@ -124,6 +124,11 @@ class DecoderSpec:
         window = self.sliding_window
         return self if window is None or window < num_tokens else replace(self, sliding_window=None)
 
+    def num_layer_weights(self) -> int:
+        """Of the matrices of all layers, as if none had experts: a token takes twice as many operations."""
+        heads = 2 * self.num_heads + 2 * self.num_kv_heads
+        return self.num_layers * self.hidden_size * (heads * self.head_dim + 3 * self.intermediate_size)
+
     def kv_bytes_per_token(self, element_bytes: int, scale_bytes: int = 0) -> int:
         """scale_bytes: beside each head's key, and each head's value."""
         return 2 * self.num_layers * self.num_kv_heads * (self.head_dim * element_bytes + scale_bytes)
