@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -103,6 +104,44 @@ def test_who_comes_first_waits_for_one_turn_only_and_leaves_others_one() -> None
         for done in (holding, *jobs):
             done.result(PATIENCE_S)
     assert order == ["loop", "a", "b", "loop"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals for threads here")
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_wait_that_is_interrupted_takes_no_turn_from_others(outside: bool) -> None:
+    """Ctrl-C in a notebook, and the next call: a turn handed to somebody who is gone would stop everything."""
+    turns, taken, main = Turns(), threading.Event(), threading.main_thread().ident
+    assert main is not None
+    assert threading.get_ident() == main
+
+    def holder() -> None:
+        with turns.take():
+            taken.set()
+            wait_until(lambda: len(turns._waiting) == 1)
+            signal.pthread_kill(main, signal.SIGINT)
+            time.sleep(0.05)
+
+    def interrupted(pool: ThreadPoolExecutor) -> None:
+        if outside:
+            with turns.take(), outside_turn():
+                pool.submit(holder)
+                assert taken.wait(PATIENCE_S)
+        else:
+            pool.submit(holder)
+            assert taken.wait(PATIENCE_S)
+            with turns.take():
+                pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(pool)
+
+        def other() -> None:
+            with turns.take():
+                pass
+
+        pool.submit(other).result(PATIENCE_S)
+        assert not turns._is_taken
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

@@ -30,7 +30,11 @@ class Turns:
     @contextmanager
     def take(self, *, first: bool = False) -> Iterator[None]:
         """first: ahead of all who wait."""
-        self._acquire(first)
+        try:
+            self._acquire(first)
+        except KeyboardInterrupt:
+            self._release()
+            raise
         token = _TURN.set((self, first))
         try:
             yield
@@ -39,6 +43,7 @@ class Turns:
             self._release()
 
     def _acquire(self, first: bool) -> None:
+        """An interrupt comes when the turn is had: given to whoever left before, it would never come back."""
         with self._lock:
             if not self._is_taken:
                 self._is_taken = True
@@ -46,7 +51,15 @@ class Turns:
             call = threading.Lock()
             call.acquire()
             (self._waiting.appendleft if first else self._waiting.append)(call)
-        call.acquire()
+        interrupt: KeyboardInterrupt | None = None
+        while True:
+            try:
+                call.acquire()
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def _release(self) -> None:
         """The turn goes to who waits, not to who is quicker: so a loop that comes first leaves one a step to others."""
