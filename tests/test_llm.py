@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,9 +22,12 @@ from fovea.core.errors import (
     SamplingError,
 )
 from fovea.core.params import SamplingParams
+from fovea.core.turns import outside_turn
 from fovea.core.types import Picture, RequestOutput
 from fovea.engine import runner as runner_module
 from fovea.engine import sampler
+from fovea.engine.runner import Launched
+from fovea.engine.scheduler import Chunk
 from fovea.llm import LLM
 from fovea.media.decode import decode
 from fovea.media.source import MemorySource
@@ -316,8 +320,21 @@ def test_two_streams_may_be_read_in_turns(llm: LLM) -> None:
     assert [output.outputs[0].token_ids for output in last if output is not None] == want
 
 
-def test_several_threads_may_call_at_once(checkpoints: Checkpoints, llm: LLM) -> None:
-    folder = checkpoints.folder("llava")
+@pytest.mark.parametrize("takes_turns", [False, True])
+def test_several_threads_may_call_at_once(
+    checkpoints: Checkpoints, llm: LLM, monkeypatch: pytest.MonkeyPatch, takes_turns: bool
+) -> None:
+    """takes_turns: loops as on a GPU, where each leaves its turn in the middle of a step to wait for the device."""
+    folder, forward = checkpoints.folder("llava"), llm.engine._forward
+
+    def waited_for(chunks: list[Chunk]) -> Launched:
+        with outside_turn():
+            time.sleep(0.001)
+        return forward(chunks)
+
+    if takes_turns:
+        monkeypatch.setattr(llm, "_loop_waits", True)
+        monkeypatch.setattr(llm.engine, "_forward", waited_for)
     want = [answer(folder, case).greedy for case in CASES["llava"]]
 
     def work(number: int) -> list[list[int]]:
