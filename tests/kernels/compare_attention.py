@@ -36,8 +36,10 @@ def main() -> None:
         for heads, dim in TOWER_HEADS:
             count = rng.randint(1, 4 if ON_CARD else 2)
             lengths = [rng.choice((1, 31, 32, 33, 127, 128, 129, rng.randint(1, 150))) for _ in range(count)]
-            compare_segments(heads, dim, lengths, dtype, padded=False)
-            compare_segments(heads, dim, lengths[:1], dtype, padded=True)
+            for fixed_from in (None, 0, 100) if dtype != torch.float16 else (None,):
+                compare_segments(heads, dim, lengths, dtype, padded=False, fixed_from=fixed_from)
+            compare_segments(heads, dim, lengths[:1], dtype, padded=True, fixed_from=None)
+            compare_late_keys(heads, dim, dtype)
         for heads, kv_heads, dim in HEADS:
             for is_fp8 in (False, True) if ON_CARD or dim <= 96 else (False,):
                 for _ in range(3 if ON_CARD else 1):
@@ -54,17 +56,30 @@ def noise(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape).to(DEVICE, dtype)
 
 
-def compare_segments(heads: int, dim: int, lengths: list[int], dtype: torch.dtype, *, padded: bool) -> None:
+def compare_segments(
+    heads: int, dim: int, lengths: list[int], dtype: torch.dtype, *, padded: bool, fixed_from: int | None
+) -> None:
     """Queries, keys and values are views of one tensor; a row that is not a number stays in its segment."""
     qkv = noise(sum(lengths), 3 * heads, dim, dtype=dtype)
     segments = Segments(lengths, torch.from_numpy(segment_tiles(lengths)).to(DEVICE))
     q, k, v = qkv.chunk(3, dim=1)
-    close(segment_attention(q, k, v, segments, tile=TILE, padded=padded), reference.segment_attention(q, k, v, lengths))
+    ours = segment_attention(q, k, v, segments, tile=TILE, padded=padded, fixed_from=fixed_from)
+    close(ours, reference.segment_attention(q, k, v, lengths))
     if len(lengths) > 1:
         v[lengths[0]] = float("nan")
-        out = segment_attention(q, k, v, segments, tile=TILE)
+        out = segment_attention(q, k, v, segments, tile=TILE, fixed_from=fixed_from)
         assert bool(out[: lengths[0]].isfinite().all())
         assert bool(out[lengths[0] : lengths[0] + lengths[1]].isnan().all())
+
+
+def compare_late_keys(heads: int, dim: int, dtype: torch.dtype) -> None:
+    """Keys after the first tile that weigh far more than its own, for some queries more than any type can hold."""
+    lengths = [180, 40]
+    q, k, v = noise(sum(lengths), 3 * heads, dim, dtype=dtype).chunk(3, dim=1)
+    k[150] = q[10] * (400 / dim**0.5)  # some 400 for query 10, far below for those that point elsewhere
+    segments = Segments(lengths, torch.from_numpy(segment_tiles(lengths)).to(DEVICE))
+    ours = segment_attention(q, k, v, segments, tile=TILE, fixed_from=None if dtype == torch.float16 else 0)
+    close(ours, reference.segment_attention(q, k, v, lengths))
 
 
 def in_float8(pages: Tensor) -> tuple[kv_pages.Pages, Tensor]:

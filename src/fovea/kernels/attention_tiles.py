@@ -80,22 +80,42 @@ def load_steps(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def fold_keys(  # type: ignore[no-untyped-def]
-    q_a, q_b, k_a, k_b, v_a, v_b, visible, best, total, out_a, out_b, scale,
-    TWO: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    """Online softmax (arXiv:1805.02867) over one more tile of keys; scale holds log2(e), so that exp is exp2."""
+def score(q_a, q_b, k_a, k_b, visible, TWO: tl.constexpr, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
     scores = tl.dot(q_a, tl.trans(k_a), input_precision="ieee")
     if TWO:
         scores = tl.dot(q_b, tl.trans(k_b), scores, input_precision="ieee")
     if MASKED:
         scores = tl.where(visible, scores, -float("inf"))
-    new_best = tl.maximum(best, tl.max(scores, axis=1) * scale)
-    weights = tl.exp2(scores * scale - new_best[:, None])
-    shrink = tl.exp2(best - new_best)
-    total = total * shrink + tl.sum(weights, axis=1)
+    return scores
+
+
+@triton.jit
+def fold_keys(  # type: ignore[no-untyped-def]
+    q_a, q_b, k_a, k_b, v_a, v_b, visible, best, total, out_a, out_b, scale,
+    TWO: tl.constexpr, MASKED: tl.constexpr, FIXED: tl.constexpr,
+):  # fmt: skip
+    """Online softmax (arXiv:1805.02867) over one more tile of keys; scale holds log2(e), so that exp is exp2.
+
+    FIXED: `best` is not raised, so that nothing is made smaller later and no product waits for a maximum. The largest
+    weight is not one then, which is exact in any type; so weights are cut to bfloat16 before they are summed up, or a
+    key that has nearly all the weight would count for more or less than that.
+    """
+    scores = score(q_a, q_b, k_a, k_b, visible, TWO, MASKED)
+    if FIXED:
+        weights = tl.exp2(scores * scale - best[:, None])
+        if v_a.dtype == tl.bfloat16:
+            weights = (weights.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+        total += tl.sum(weights, axis=1)
+    else:
+        new_best = tl.maximum(best, tl.max(scores, axis=1) * scale)
+        weights = tl.exp2(scores * scale - new_best[:, None])
+        shrink = tl.exp2(best - new_best)
+        total = total * shrink + tl.sum(weights, axis=1)
+        out_a *= shrink[:, None]
+        out_b *= shrink[:, None]
+        best = new_best
     rounded = weights.to(v_a.dtype)
-    out_a = tl.dot(rounded, v_a, out_a * shrink[:, None], input_precision="ieee")
+    out_a = tl.dot(rounded, v_a, out_a, input_precision="ieee")
     if TWO:
-        out_b = tl.dot(rounded, v_b, out_b * shrink[:, None], input_precision="ieee")
-    return new_best, total, out_a, out_b
+        out_b = tl.dot(rounded, v_b, out_b, input_precision="ieee")
+    return best, total, out_a, out_b

@@ -2,6 +2,11 @@
 
 A program takes some queries of one head and walks over the segment's keys. Only a segment's last tile of keys is
 masked, so the loop over the others has nothing but products and exponentials.
+
+Maxima and rescaling are a third of that loop's instructions. So in long segments of bfloat16, whose range is float32's,
+the largest score of the first tile of keys stays what weights are relative to (FIXED): they may grow by 2**64 before a
+product could overflow. Tiles of queries where they do, and short segments, where looking at the first keys twice costs
+more than it saves, are left to a second launch with running maxima.
 """
 
 from __future__ import annotations
@@ -11,27 +16,36 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fovea.kernels.attention_tiles import LOG2_E, Tile, fold_keys, head_parts, load_rows
+from fovea.kernels.attention_tiles import LOG2_E, Tile, fold_keys, head_parts, load_rows, score
 from fovea.kernels.batch import SEGMENT_ROWS, Segments
 
 NARROW = Tile(queries=128, keys=64, warps=8, stages=3, registers=128)  # heads up to 96 columns: two programs share
-SMALL = Tile(queries=64, keys=64, warps=4, stages=3)  # up to 64
-WIDE = Tile(queries=128, keys=64, warps=8, stages=2)
+SMALL = Tile(queries=64, keys=64, warps=4, stages=3, registers=128)  # up to 64
+WIDE = Tile(queries=64, keys=64, warps=4, stages=3, registers=168)
 FLOAT32 = Tile(queries=32, keys=32, warps=4, stages=2)  # no matrix units: for tests
+FIXED_FROM_KEYS = 1024  # measured, see the log
+GREATEST_SUM = tl.constexpr(2.0**64)  # of weights relative to the first tile: products with values stay in range
 
 
 @triton.jit
 def _segment_attention(  # type: ignore[no-untyped-def]
-    q, k, v, out, tiles, scale,
+    q, k, v, out, tiles, left, scale, fixed_from,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_A: tl.constexpr, DIM_B: tl.constexpr, TWO: tl.constexpr,
     WHOLE: tl.constexpr, Q_ROW: tl.constexpr, Q_HEAD: tl.constexpr, K_ROW: tl.constexpr, K_HEAD: tl.constexpr,
     V_ROW: tl.constexpr, V_HEAD: tl.constexpr, TILE_ROWS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    FIXED: tl.constexpr, LEFT: tl.constexpr,
 ):  # fmt: skip
     PARTS: tl.constexpr = TILE_ROWS // QUERIES
     tile, head = tiles + tl.program_id(0) // PARTS * 3, tl.program_id(1)
     row = tl.load(tile) + tl.program_id(0) % PARTS * QUERIES
     first, end = tl.load(tile + 1), tl.load(tile + 2)
     if row >= end:
+        return
+    left += tl.program_id(0) * HEADS + head
+    if FIXED and end - first < fixed_from:
+        tl.store(left, 1)
+        return
+    if LEFT and tl.load(left) == 0:
         return
     rows, keys = tl.arange(0, QUERIES), tl.arange(0, KEYS)
     a, b = tl.arange(0, DIM_A), DIM_A + tl.arange(0, DIM_B)
@@ -44,7 +58,15 @@ def _segment_attention(  # type: ignore[no-untyped-def]
     q_b = q_a
     if TWO:
         q_b = load_rows(q + q_rows + b[None, :], real, b, HEAD_DIM, True, WHOLE)
-    best = tl.full([QUERIES], -float("inf"), tl.float32)
+    if FIXED:
+        inside = keys < end - first
+        k_a = load_rows(k + k_rows + a[None, :], inside, a, HEAD_DIM, True, TWO or WHOLE)
+        k_b = k_a
+        if TWO:
+            k_b = load_rows(k + k_rows + b[None, :], inside, b, HEAD_DIM, True, WHOLE)
+        best = tl.max(score(q_a, q_b, k_a, k_b, inside[None, :], TWO, True), axis=1) * scale
+    else:
+        best = tl.full([QUERIES], -float("inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     out_a, out_b = tl.zeros([QUERIES, DIM_A], tl.float32), tl.zeros([QUERIES, DIM_B], tl.float32)
     last = (end - first - 1) // KEYS * KEYS
@@ -58,7 +80,7 @@ def _segment_attention(  # type: ignore[no-untyped-def]
                 k_b = load_rows(k + k_rows + b[None, :], keys, b, HEAD_DIM, False, WHOLE)
                 v_b = load_rows(v + v_rows + b[None, :], keys, b, HEAD_DIM, False, WHOLE)
             best, total, out_a, out_b = fold_keys(
-                q_a, q_b, k_a, k_b, v_a, v_b, keys, best, total, out_a, out_b, scale, TWO, False
+                q_a, q_b, k_a, k_b, v_a, v_b, keys, best, total, out_a, out_b, scale, TWO, False, FIXED
             )
             k += KEYS * K_ROW
             v += KEYS * V_ROW
@@ -70,8 +92,10 @@ def _segment_attention(  # type: ignore[no-untyped-def]
         k_b = load_rows(k + k_rows + b[None, :], inside, b, HEAD_DIM, True, WHOLE)
         v_b = load_rows(v + v_rows + b[None, :], inside, b, HEAD_DIM, True, WHOLE)
     best, total, out_a, out_b = fold_keys(
-        q_a, q_b, k_a, k_b, v_a, v_b, inside[None, :], best, total, out_a, out_b, scale, TWO, True
+        q_a, q_b, k_a, k_b, v_a, v_b, inside[None, :], best, total, out_a, out_b, scale, TWO, True, FIXED
     )
+    if FIXED:
+        tl.store(left, tl.max(tl.where(total < GREATEST_SUM, 0, 1), axis=0))
     out += (row.to(tl.int64) * HEADS + head) * HEAD_DIM
     at = out + rows[:, None] * (HEADS * HEAD_DIM)
     out_a, out_b = out_a / total[:, None], out_b / total[:, None]
@@ -89,23 +113,30 @@ def default_tile(head_dim: int, dtype: torch.dtype) -> Tile:
 
 
 def segment_attention(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, *, tile: Tile | None = None, padded: bool = False
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, *,
+    tile: Tile | None = None, padded: bool = False, fixed_from: int | None = None,
+) -> Tensor:  # fmt: skip
     """q, k, v [P, heads, D], views of any strides whose last dimension is dense, to a dense [P, heads, D].
 
-    `tile.queries` divides SEGMENT_ROWS; `padded` makes both parts of a head equally wide.
+    `tile.queries` divides SEGMENT_ROWS; `padded` makes both parts of a head equally wide; segments of `fixed_from` keys
+    or more go to the first of two launches (see above), by default none unless the type is bfloat16.
     """
     assert segments.tiles is not None
     assert q.stride(2) == k.stride(2) == v.stride(2) == 1
     num_rows, heads, head_dim = q.shape
     tile, parts = tile or default_tile(head_dim, q.dtype), head_parts(head_dim, padded)
+    if fixed_from is None and q.dtype == torch.bfloat16:
+        fixed_from = FIXED_FROM_KEYS
     out = torch.empty(num_rows, heads, head_dim, dtype=q.dtype, device=q.device)
     grid = (len(segments.tiles) * (SEGMENT_ROWS // tile.queries), heads)
-    _segment_attention[grid](
-        q, k, v, out, segments.tiles, head_dim**-0.5 * LOG2_E,
-        HEADS=heads, HEAD_DIM=head_dim, DIM_A=parts.dim_a, DIM_B=parts.dim_b, TWO=parts.two, WHOLE=parts.whole,
-        Q_ROW=q.stride(0), Q_HEAD=q.stride(1), K_ROW=k.stride(0), K_HEAD=k.stride(1), V_ROW=v.stride(0),
-        V_HEAD=v.stride(1), TILE_ROWS=SEGMENT_ROWS, QUERIES=tile.queries, KEYS=tile.keys, num_warps=tile.warps,
-        num_stages=tile.stages, maxnreg=tile.registers,
-    )  # fmt: skip
+    left = torch.empty(grid, dtype=torch.int32, device=q.device)
+    for fixed in (False,) if fixed_from is None else (True, False):
+        _segment_attention[grid](
+            q, k, v, out, segments.tiles, left, head_dim**-0.5 * LOG2_E, fixed_from or 0,
+            HEADS=heads, HEAD_DIM=head_dim, DIM_A=parts.dim_a, DIM_B=parts.dim_b, TWO=parts.two, WHOLE=parts.whole,
+            Q_ROW=q.stride(0), Q_HEAD=q.stride(1), K_ROW=k.stride(0), K_HEAD=k.stride(1), V_ROW=v.stride(0),
+            V_HEAD=v.stride(1), TILE_ROWS=SEGMENT_ROWS, QUERIES=tile.queries, KEYS=tile.keys, FIXED=fixed,
+            LEFT=fixed_from is not None and not fixed, num_warps=tile.warps, num_stages=tile.stages,
+            maxnreg=tile.registers,
+        )  # fmt: skip
     return out

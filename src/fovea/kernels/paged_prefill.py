@@ -119,7 +119,7 @@ def _paged_prefill(  # type: ignore[no-untyped-def]
                 KV_HEADS, HEAD_DIM, TWO, WHOLE, BLOCK_SIZE, False,
             )  # fmt: skip
             best, total, out_a, out_b = fold_keys(
-                q_a, q_b, k_a, k_b, v_a, v_b, keys, best, total, out_a, out_b, scale, TWO, False
+                q_a, q_b, k_a, k_b, v_a, v_b, keys, best, total, out_a, out_b, scale, TWO, False, False
             )
     if everybody < end:
         for place in range(everybody, end, KEYS):
@@ -130,7 +130,7 @@ def _paged_prefill(  # type: ignore[no-untyped-def]
             )  # fmt: skip
             visible = places[None, :] <= seen[:, None]
             best, total, out_a, out_b = fold_keys(
-                q_a, q_b, k_a, k_b, v_a, v_b, visible, best, total, out_a, out_b, scale, TWO, True
+                q_a, q_b, k_a, k_b, v_a, v_b, visible, best, total, out_a, out_b, scale, TWO, True, False
             )
     out_a, out_b = out_a / total[:, None], out_b / total[:, None]
     tl.store(out + at + a[None, :], out_a.to(out.dtype.element_ty), mask=real[:, None] & (a < HEAD_DIM)[None, :])
