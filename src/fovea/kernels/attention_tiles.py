@@ -67,6 +67,18 @@ def load_rows(pointers, inside, columns, HEAD_DIM: tl.constexpr, MASKED: tl.cons
 
 
 @triton.jit
+def load_parts(  # type: ignore[no-untyped-def]
+    pointers, inside, a, b, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr, TWO: tl.constexpr, WHOLE: tl.constexpr
+):  # fmt: skip
+    """Both parts of rows whose first columns are at `pointers` [rows, 1]; the first one twice unless there are TWO."""
+    part_a = load_rows(pointers + a[None, :], inside, a, HEAD_DIM, MASKED, TWO or WHOLE)
+    part_b = part_a
+    if TWO:
+        part_b = load_rows(pointers + b[None, :], inside, b, HEAD_DIM, MASKED, WHOLE)
+    return part_a, part_b
+
+
+@triton.jit
 def load_steps(  # type: ignore[no-untyped-def]
     scales, block, offset, kv_head, inside, KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip

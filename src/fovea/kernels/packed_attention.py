@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fovea.kernels.attention_tiles import LOG2_E, Tile, fold_keys, head_parts, load_rows, score
+from fovea.kernels.attention_tiles import LOG2_E, Tile, fold_keys, head_parts, load_parts, score
 from fovea.kernels.batch import SEGMENT_ROWS, Segments
 
 NARROW = Tile(queries=128, keys=64, warps=8, stages=3, registers=128)  # heads up to 96 columns: two programs share
@@ -54,16 +54,10 @@ def _segment_attention(  # type: ignore[no-untyped-def]
     k += first.to(tl.int64) * K_ROW + head * K_HEAD
     v += first.to(tl.int64) * V_ROW + head * V_HEAD
     q_rows, k_rows, v_rows = rows[:, None] * Q_ROW, keys[:, None] * K_ROW, keys[:, None] * V_ROW
-    q_a = load_rows(q + q_rows + a[None, :], real, a, HEAD_DIM, True, TWO or WHOLE)
-    q_b = q_a
-    if TWO:
-        q_b = load_rows(q + q_rows + b[None, :], real, b, HEAD_DIM, True, WHOLE)
+    q_a, q_b = load_parts(q + q_rows, real, a, b, HEAD_DIM, True, TWO, WHOLE)
     if FIXED:
         inside = keys < end - first
-        k_a = load_rows(k + k_rows + a[None, :], inside, a, HEAD_DIM, True, TWO or WHOLE)
-        k_b = k_a
-        if TWO:
-            k_b = load_rows(k + k_rows + b[None, :], inside, b, HEAD_DIM, True, WHOLE)
+        k_a, k_b = load_parts(k + k_rows, inside, a, b, HEAD_DIM, True, TWO, WHOLE)
         best = tl.max(score(q_a, q_b, k_a, k_b, inside[None, :], TWO, True), axis=1) * scale
     else:
         best = tl.full([QUERIES], -float("inf"), tl.float32)
@@ -73,24 +67,16 @@ def _segment_attention(  # type: ignore[no-untyped-def]
     # Without the `if`, a loop that may not run at all has its products serialised by ptxas.
     if last > 0:
         for _ in range(0, last, KEYS):
-            k_a = load_rows(k + k_rows + a[None, :], keys, a, HEAD_DIM, False, TWO or WHOLE)
-            v_a = load_rows(v + v_rows + a[None, :], keys, a, HEAD_DIM, False, TWO or WHOLE)
-            k_b, v_b = k_a, v_a
-            if TWO:
-                k_b = load_rows(k + k_rows + b[None, :], keys, b, HEAD_DIM, False, WHOLE)
-                v_b = load_rows(v + v_rows + b[None, :], keys, b, HEAD_DIM, False, WHOLE)
+            k_a, k_b = load_parts(k + k_rows, keys, a, b, HEAD_DIM, False, TWO, WHOLE)
+            v_a, v_b = load_parts(v + v_rows, keys, a, b, HEAD_DIM, False, TWO, WHOLE)
             best, total, out_a, out_b = fold_keys(
                 q_a, q_b, k_a, k_b, v_a, v_b, keys, best, total, out_a, out_b, scale, TWO, False, FIXED
             )
             k += KEYS * K_ROW
             v += KEYS * V_ROW
     inside = last + keys < end - first
-    k_a = load_rows(k + k_rows + a[None, :], inside, a, HEAD_DIM, True, TWO or WHOLE)
-    v_a = load_rows(v + v_rows + a[None, :], inside, a, HEAD_DIM, True, TWO or WHOLE)
-    k_b, v_b = k_a, v_a
-    if TWO:
-        k_b = load_rows(k + k_rows + b[None, :], inside, b, HEAD_DIM, True, WHOLE)
-        v_b = load_rows(v + v_rows + b[None, :], inside, b, HEAD_DIM, True, WHOLE)
+    k_a, k_b = load_parts(k + k_rows, inside, a, b, HEAD_DIM, True, TWO, WHOLE)
+    v_a, v_b = load_parts(v + v_rows, inside, a, b, HEAD_DIM, True, TWO, WHOLE)
     best, total, out_a, out_b = fold_keys(
         q_a, q_b, k_a, k_b, v_a, v_b, inside[None, :], best, total, out_a, out_b, scale, TWO, True, FIXED
     )

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fovea.kernels.attention_tiles import LOG2_E, Tile, fold_keys, head_parts, load_rows, load_steps
+from fovea.kernels.attention_tiles import LOG2_E, Tile, fold_keys, head_parts, load_parts, load_steps
 from fovea.kernels.batch import AttentionBatch
 from fovea.kernels.kv_pages import Pages, split
 
@@ -58,12 +58,8 @@ def _load_keys(  # type: ignore[no-untyped-def]
         blocks = tl.load(table + places // BLOCK_SIZE)
     blocks, offset = blocks.to(tl.int64), places % BLOCK_SIZE
     at = (blocks * BLOCK_SIZE + offset)[:, None] * (KV_HEADS * HEAD_DIM)
-    k_a = load_rows(k_cache + at + a[None, :], inside, a, HEAD_DIM, MASKED, TWO or WHOLE)
-    v_a = load_rows(v_cache + at + a[None, :], inside, a, HEAD_DIM, MASKED, TWO or WHOLE)
-    k_b, v_b = k_a, v_a
-    if TWO:
-        k_b = load_rows(k_cache + at + b[None, :], inside, b, HEAD_DIM, MASKED, WHOLE)
-        v_b = load_rows(v_cache + at + b[None, :], inside, b, HEAD_DIM, MASKED, WHOLE)
+    k_a, k_b = load_parts(k_cache + at, inside, a, b, HEAD_DIM, MASKED, TWO, WHOLE)
+    v_a, v_b = load_parts(v_cache + at, inside, a, b, HEAD_DIM, MASKED, TWO, WHOLE)
     if k_scales is not None:
         k_steps = load_steps(k_scales, blocks, offset, kv_head, inside, KV_HEADS, BLOCK_SIZE, MASKED)
         v_steps = load_steps(v_scales, blocks, offset, kv_head, inside, KV_HEADS, BLOCK_SIZE, MASKED)
@@ -101,10 +97,7 @@ def _paged_prefill(  # type: ignore[no-untyped-def]
     at = (rows // GROUP * HEADS + kv_head * GROUP + rows % GROUP)[:, None] * HEAD_DIM
     q += start.to(tl.int64) * (HEADS * HEAD_DIM)
     out += start.to(tl.int64) * (HEADS * HEAD_DIM)
-    q_a = load_rows(q + at + a[None, :], real, a, HEAD_DIM, True, TWO or WHOLE)
-    q_b = q_a
-    if TWO:
-        q_b = load_rows(q + at + b[None, :], real, b, HEAD_DIM, True, WHOLE)
+    q_a, q_b = load_parts(q + at, real, a, b, HEAD_DIM, True, TWO, WHOLE)
     k_cache, v_cache = k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM
     table = tables + (first_seq + seq).to(tl.int64) * table_stride
     best = tl.full([QUERIES], -float("inf"), tl.float32)
