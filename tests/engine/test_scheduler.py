@@ -116,6 +116,18 @@ def test_no_more_run_than_can_go_on_to_their_end() -> None:
     assert engine.stats.num_steps < 8 * 60, "as many as fit run side by side: four of 23 blocks in 100"
 
 
+def test_prompts_that_wait_for_their_pictures_are_counted_as_long_as_they_will_be() -> None:
+    """A step encodes one picture; of ten more requests it took the two tokens before theirs, and all ten ran."""
+    options: dict[str, Any] = {"num_blocks": 60, "max_num_seqs": 64, "max_num_batched_tokens": 200}
+    engine, _ = make_engine(ahead_tokens=256, max_num_batched_patches=40, encoder_bytes=10**6, **options)
+    params = dataclasses.replace(GREEDY, max_tokens=20)
+    requests = [make_request(f"r{i}", [i, 1, media_item(f"p{i}", 40), 2], params=params) for i in range(12)]
+    outputs = run_all(engine, requests)
+    assert all(len(token_ids(got)) == 20 for got in outputs.values())
+    assert engine.scheduler.stats.num_preemptions == 0
+    assert engine.stats.num_steps < 5 * 26, "three of 16 blocks run side by side"
+
+
 def test_the_worst_moment_is_before_an_end() -> None:
     short, long = (
         Sequence(make_request("r", range(40), params=dataclasses.replace(GREEDY, max_tokens=n)), 0, None)

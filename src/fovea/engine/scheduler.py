@@ -99,15 +99,17 @@ class Scheduler:
     def _plan_new(self, tokens_left: int, patches: _PatchBudget, plan: StepPlan) -> None:
         """Waiting sequences in order, but for those that find most of their prompt in the cache a step later."""
         later: list[Sequence] = []
+        num_promised = sum(map(self._num_missing, self.running)) if self.waiting else 0
         while self.waiting and tokens_left and len(self.running) + len(later) < self.budgets.max_num_seqs:
             sequence = self.waiting[0]
             if plan.chunks and self._is_underway(sequence):
                 later.append(self.waiting.popleft())
                 continue
-            planned = self._plan_waiting(sequence, tokens_left, patches, plan)
+            planned = self._plan_waiting(sequence, tokens_left, patches, num_promised, plan)
             if not planned:
                 break
             tokens_left -= planned
+            num_promised += self._num_missing(sequence)
         self.waiting.extendleft(reversed(later))
 
     def finish(self, sequence: Sequence) -> None:
@@ -176,12 +178,15 @@ class Scheduler:
                 return 0
         return self._add_chunk(sequence, end, plan)
 
-    def _plan_waiting(self, sequence: Sequence, tokens_left: int, patches: _PatchBudget, plan: StepPlan) -> int:
+    def _plan_waiting(
+        self, sequence: Sequence, tokens_left: int, patches: _PatchBudget, num_promised: int, plan: StepPlan
+    ) -> int:
+        """num_promised: blocks that what runs still needs for the tokens it has."""
         self._follow_regime(sequence)
         cached = self._cached_blocks(sequence)
         needed = self._num_blocks(sequence.num_tokens) - len(cached)
         left = self.pool.num_free - self.pool.num_idle(cached) - needed
-        if left < 0 or not self._leaves_room(sequence, left):
+        if left < 0 or not self._leaves_room(sequence, left - num_promised):
             return 0
         self.pool.share(cached)
         sequence.blocks = cached
@@ -245,6 +250,10 @@ class Scheduler:
             return False
         sequence.blocks.extend(taken)
         return True
+
+    def _num_missing(self, sequence: Sequence) -> int:
+        """Blocks for the tokens it has beyond those it owns: for most of a prompt that waits for its pictures."""
+        return max(0, self._num_blocks(sequence.num_tokens) - len(sequence.blocks))
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.budgets.block_size)
