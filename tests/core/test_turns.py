@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -106,7 +106,16 @@ def test_who_comes_first_waits_for_one_turn_only_and_leaves_others_one() -> None
     assert order == ["loop", "a", "b", "loop"]
 
 
+@pytest.fixture
+def heeded_interrupts() -> Iterator[None]:
+    """What runs the tests may ignore SIGINT, as a shell's background job does, and then Python does so too."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals for threads here")
+@pytest.mark.usefixtures("heeded_interrupts")
 @pytest.mark.parametrize("outside", [False, True])
 def test_a_wait_that_is_interrupted_takes_no_turn_from_others(outside: bool) -> None:
     """Ctrl-C in a notebook, and the next call: a turn handed to somebody who is gone would stop everything."""
