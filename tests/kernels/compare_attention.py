@@ -73,10 +73,14 @@ def compare_segments(
 
 
 def compare_late_keys(heads: int, dim: int, dtype: torch.dtype) -> None:
-    """Keys after the first tile that weigh far more than its own, for some queries more than any type can hold."""
-    lengths = [180, 40]
+    """Keys after the first tile that weigh far more than its own, for some queries more than any type can hold.
+
+    And fewer keys than a tile has, all of them far below the zeros that stand in for the others.
+    """
+    lengths = [180, 20]
     q, k, v = noise(sum(lengths), 3 * heads, dim, dtype=dtype).chunk(3, dim=1)
     k[150] = q[10] * (400 / dim**0.5)  # some 400 for query 10, far below for those that point elsewhere
+    q[180:], k[180:] = 4.0, -4.0
     segments = Segments(lengths, torch.from_numpy(segment_tiles(lengths)).to(DEVICE))
     ours = segment_attention(q, k, v, segments, tile=TILE, fixed_from=None if dtype == torch.float16 else 0)
     close(ours, reference.segment_attention(q, k, v, lengths))
