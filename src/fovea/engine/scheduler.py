@@ -185,8 +185,8 @@ class Scheduler:
         self._follow_regime(sequence)
         cached = self._cached_blocks(sequence)
         needed = self._num_blocks(sequence.num_tokens) - len(cached)
-        left = self.pool.num_free - self.pool.num_idle(cached) - needed
-        if left < 0 or not self._leaves_room(sequence, left - num_promised):
+        left = self.pool.num_free - self.pool.num_idle(cached) - needed - num_promised
+        if left < 0 or not self._leaves_room(sequence, left):
             return 0
         self.pool.share(cached)
         sequence.blocks = cached

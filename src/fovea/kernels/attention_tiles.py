@@ -93,6 +93,7 @@ def load_steps(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def score(q_a, q_b, k_a, k_b, visible, TWO: tl.constexpr, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[queries, keys], unscaled; -inf for what is not visible (if MASKED)."""
     scores = tl.dot(q_a, tl.trans(k_a), input_precision="ieee")
     if TWO:
         scores = tl.dot(q_b, tl.trans(k_b), scores, input_precision="ieee")
@@ -124,7 +125,8 @@ def fold_keys(  # type: ignore[no-untyped-def]
         shrink = tl.exp2(best - new_best)
         total = total * shrink + tl.sum(weights, axis=1)
         out_a *= shrink[:, None]
-        out_b *= shrink[:, None]
+        if TWO:
+            out_b *= shrink[:, None]
         best = new_best
     rounded = weights.to(v_a.dtype)
     out_a = tl.dot(rounded, v_a, out_a, input_precision="ieee")
