@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -135,9 +135,9 @@ def test_a_picture_shown_in_many_prompts_of_a_call_is_decoded_once(llm: LLM, mon
     want = tokens(ask(llm, GOOD))
     calls: list[object] = []
 
-    def counted(source: MemorySource) -> Picture:
+    def counted(source: MemorySource, helpers: Executor | None) -> Picture:
         calls.append(source)
-        return decode(source)
+        return decode(source, helpers)
 
     monkeypatch.setattr("fovea.pipeline.pictures.decode", counted)
     outputs = llm.generate([GOOD] * 5 + [TEXT], GREEDY, use_tqdm=False)

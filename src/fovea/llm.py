@@ -54,6 +54,7 @@ class LLM:
         tokenizer_folder = find_model(self.config.tokenizer, self.config) if self.config.tokenizer else folder
         self.family = suited(self.config, load_family(folder, self.config.model_impl))
         blueprint = plan_engine(self.config, self.family)
+        self._num_threads = media_threads(self.config)
         # Tokenizer and template come before the weights: a mistake there shows in a second, not in a minute.
         self._preparer = make_preparer(
             self.config,
@@ -61,10 +62,10 @@ class LLM:
             folder,
             tokenizer_folder,
             blueprint.memory.max_model_len,
+            num_helpers=self._num_threads,
             resize_on_device=self.config.resizes_on(blueprint.device.type),
         )
         self.engine = build_engine(blueprint, self.config, self.family, folder, use_tqdm=use_tqdm)
-        self._num_threads = media_threads(self.config)
         self._threads = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fovea-media")
         self._turns = Turns()
         self._loop_waits = blueprint.device.type == "cuda"  # for the device, rather than computing itself

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+
 import numpy as np
 import pytest
 
 from fovea.core.errors import EmbeddingsError
 from fovea.media import array_digest, media_key, picture_digest
+from fovea.media.digest import PIECE_BYTES
 from tests.media.corpus import noise
 
 
 def test_digests_are_stable() -> None:
     pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
-    assert picture_digest(pixels).hex() == "8c784017463e9b373fbfa4075ecae20061a69f5ab958ac70dc5da76ef3da3c76"
+    assert picture_digest(pixels).hex() == "d1305117e4410ec0fdde28404fd8bab201d6774b01c274588368b8dfcd2f75e9"
     assert (
         array_digest(np.arange(6, dtype="<f4").reshape(2, 3)).hex()
-        == "8dee66310effe387565986d0d6e8658837f694e1bbaa92ac396b18060a4d248c"
+        == "631f0beabf2537cb73cecc243a6a87bf0c0dc92db93bcd1e06381e4df5f57b0a"
     )
     assert (
         media_key(bytes(32), "qwen2_vl", 7, b"salt").hex()
-        == "47e6467564ec2bd54dda3a50f6617f11bb0f601ce6cb0f790bd5c8569ecc4e56"
+        == "8a6a290882847257ffefad68fc6571e188f6571b57fb67797a42133176a9c837"
     )
 
 
@@ -34,6 +39,42 @@ def test_one_changed_bit_changes_the_digest() -> None:
     changed = pixels.copy()
     changed[3, 4, 2] ^= 1
     assert picture_digest(pixels) != picture_digest(changed)
+
+
+LONGER = [1, PIECE_BYTES // 3, PIECE_BYTES // 3 + 1, PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES]  # pixels
+
+
+@pytest.mark.parametrize("num_pixels", LONGER)
+def test_helpers_do_not_change_the_digest(num_pixels: int) -> None:
+    pixels = noise(num_pixels, 1)
+    with ThreadPoolExecutor(2) as helpers:
+        assert picture_digest(pixels, helpers) == picture_digest(pixels)
+
+
+def test_nobody_waits_for_helpers_that_are_busy() -> None:
+    pixels, release = noise(PIECE_BYTES, 1), threading.Event()
+    with ThreadPoolExecutor(1) as helpers:
+        busy = helpers.submit(release.wait, 60)
+        found = picture_digest(pixels, helpers)
+        assert not busy.done()
+        release.set()
+    assert found == picture_digest(pixels)
+
+
+def test_every_piece_counts_and_so_does_its_place() -> None:
+    """Pieces are equal in size, so that only their order tells them apart; the last one is shorter."""
+    pieces = noise(PIECE_BYTES, 3).reshape(9, -1)
+    whole = np.concatenate([pieces.ravel(), np.zeros(3, np.uint8)]).reshape(1, -1, 3)
+    digests = {picture_digest(whole)}
+    for first, second in combinations(range(9), 2):
+        swapped = pieces.copy()
+        swapped[[first, second]] = pieces[[second, first]]
+        digests.add(picture_digest(np.concatenate([swapped.ravel(), np.zeros(3, np.uint8)]).reshape(1, -1, 3)))
+    for place in (0, PIECE_BYTES - 1, PIECE_BYTES, whole.size - 1):
+        changed = whole.copy()
+        changed.reshape(-1)[place] ^= 1
+        digests.add(picture_digest(changed))
+    assert len(digests) == 1 + 36 + 4
 
 
 def test_memory_layout_is_not_part_of_the_digest() -> None:

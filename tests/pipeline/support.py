@@ -31,6 +31,7 @@ def preparer(
     family: str,
     *,
     num_threads: int = 1,
+    num_helpers: int = 1,
     server: bool = False,
     max_model_len: int = MAX_MODEL_LEN,
     **options: Any,
@@ -38,7 +39,8 @@ def preparer(
     """Without an engine, as a server's worker has it."""
     folder = checkpoints.folder(family)
     config = (ServerConfig if server else EngineConfig)(model=str(folder), **options)
-    return Preparer(config, load_family(folder), folder, folder, max_model_len, num_threads=num_threads)
+    threads: dict[str, Any] = {"num_threads": num_threads, "num_helpers": num_helpers}
+    return Preparer(config, load_family(folder), folder, folder, max_model_len, **threads)
 
 
 def run(made: Preparer, form: PromptForm, fetched: dict[str, Fetched] | None = None) -> Prepared:

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -46,9 +46,9 @@ def two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture is decoded when another one is."""
     both = threading.Barrier(2, timeout=20)
 
-    def wait_for_the_other(source: Any) -> Any:
+    def wait_for_the_other(source: Any, helpers: Executor | None) -> Any:
         both.wait()
-        return decode(source)
+        return decode(source, helpers)
 
     monkeypatch.setattr(pictures, "decode", wait_for_the_other)
 
@@ -65,9 +65,21 @@ def test_pictures_are_decoded_at_the_same_time(checkpoints: Checkpoints) -> None
 
 def test_no_thread_is_started_before_it_is_needed(checkpoints: Checkpoints) -> None:
     """A process that forks must have none."""
-    made = preparer(checkpoints, "llava", num_threads=4)
+    made, before = preparer(checkpoints, "llava", num_threads=4), threading.active_count()
     run(made, chat(made, part(URL)))
-    assert made._pictures._pool is None
+    assert threading.active_count() == before
+
+
+def test_a_large_picture_that_is_alone_gets_help_and_the_same_key(checkpoints: Checkpoints) -> None:
+    large = part(data_url(png(500, 400)))
+    alone, helped = (preparer(checkpoints, "llava", num_helpers=count) for count in (1, 3))
+    num_threads, found = [], []
+    for made in (alone, helped):
+        before = threading.active_count()
+        found.append(run(made, chat(made, large)).request.media[0].key)
+        num_threads.append(threading.active_count() - before)
+    assert found[0] == found[1]
+    assert num_threads[0] == 0 < num_threads[1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -102,9 +114,9 @@ def test_the_same_address_sixteen_times_is_decoded_once(
 ) -> None:
     calls = []
 
-    def count(source: Any) -> Any:
+    def count(source: Any, helpers: Executor | None) -> Any:
         calls.append(source)
-        return decode(source)
+        return decode(source, helpers)
 
     monkeypatch.setattr(pictures, "decode", count)
     made = preparer(checkpoints, "llava")
@@ -227,9 +239,9 @@ def test_a_picture_that_several_requests_show_is_decoded_once(monkeypatch: pytes
     """Only the objects that were named; what fails for one fails for all."""
     calls: list[object] = []
 
-    def counted(source: MemorySource) -> Picture:
+    def counted(source: MemorySource, helpers: Executor | None) -> Picture:
         calls.append(source)
-        return decode(source)
+        return decode(source, helpers)
 
     monkeypatch.setattr("fovea.pipeline.pictures.decode", counted)
     shown, other = Image.new("RGB", (8, 6), "red"), Image.new("RGB", (8, 6), "red")

@@ -219,7 +219,8 @@ def load(setup: Setup) -> tuple[Worker, ServerConfig]:
     tokenizer_folder = find_model(config.tokenizer, config) if config.tokenizer else folder
     family = load_family(folder, config.model_impl)
     most = config.max_model_len or family.spec.decoder.max_positions
-    preparer = make_preparer(config, family, folder, tokenizer_folder, most, num_threads=PICTURE_THREADS)
+    threads = {"num_threads": PICTURE_THREADS, "num_helpers": PICTURE_THREADS}
+    preparer = make_preparer(config, family, folder, tokenizer_folder, most, **threads)
     return Worker(preparer, config), config
 
 

@@ -16,6 +16,7 @@ own. Limits are probe's business and come first.
 from __future__ import annotations
 
 import io
+from concurrent.futures import Executor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,11 @@ _TURN = {
 }
 
 
-def decode(source: MemorySource) -> Picture:
-    """The upright RGB picture. Safe in threads, also for one PIL object in several of them."""
+def decode(source: MemorySource, helpers: Executor | None = None) -> Picture:
+    """The upright RGB picture. Safe in threads, also for one PIL object in several of them.
+
+    helpers: see picture_digest.
+    """
     match source:
         case BytesSource(data):
             pixels = _decode_bytes(data)
@@ -57,7 +61,7 @@ def decode(source: MemorySource) -> Picture:
         raise MediaDecodeError("The picture has no pixels.")
     pixels.setflags(write=False)
     with outside_turn():
-        return Picture(pixels, picture_digest(pixels))
+        return Picture(pixels, picture_digest(pixels, helpers))
 
 
 def _decode_bytes(data: bytes) -> NDArray[np.uint8]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -16,18 +18,25 @@ from numpy.typing import NDArray
 
 from fovea.core.errors import EmbeddingsError
 
-_VERSION = 1
+_VERSION = 2
+PIECE_BYTES = 256 * 1024  # of a picture; part of the contract
 _PICTURE_TAG = b"fovea.picture"
 _ARRAY_TAG = b"fovea.array"
 _KEY_TAG = b"fovea.media-key"
 
 
-def picture_digest(pixels: NDArray[np.uint8]) -> bytes:
-    """SHA-256 of an RGB picture [height, width, 3]: its size and its pixels."""
+def picture_digest(pixels: NDArray[np.uint8], helpers: Executor | None = None) -> bytes:
+    """SHA-256 of an RGB picture [height, width, 3]: its size, and the SHA-256 of each piece of its pixels.
+
+    helpers: threads that hash some of the pieces if they have nothing else to do. The digest is the same without.
+    """
     height_px, width_px, _ = pixels.shape
     hasher = _hasher(_PICTURE_TAG)
     hasher.update(struct.pack(">QQQ", width_px, height_px, pixels.nbytes))
-    hasher.update(np.ascontiguousarray(pixels).data)
+    flat = np.ascontiguousarray(pixels).reshape(-1)
+    pieces = [flat[start : start + PIECE_BYTES] for start in range(0, len(flat), PIECE_BYTES)]
+    for digest in map(_sha256, pieces) if helpers is None else _helped(pieces, helpers):
+        hasher.update(digest)
     return hasher.digest()
 
 
@@ -53,6 +62,21 @@ def media_key(digest: bytes, *parts: bytes | str | int) -> bytes:
         kind, value = _encode(part)
         hasher.update(kind + struct.pack(">Q", len(value)) + value)
     return hasher.digest()
+
+
+def _sha256(piece: NDArray[np.uint8]) -> bytes:
+    return hashlib.sha256(piece.data).digest()
+
+
+def _helped(pieces: Sequence[NDArray[np.uint8]], helpers: Executor) -> list[bytes]:
+    """The pieces' digests. Helpers begin with the first ones, the caller with the last, and nobody waits for a helper
+    that has not begun: it may be waiting itself."""
+    offered = [helpers.submit(_sha256, piece) for piece in pieces[:-1]]
+    own: dict[int, bytes] = {}
+    for number in reversed(range(len(pieces))):
+        if number == len(offered) or offered[number].cancel():
+            own[number] = _sha256(pieces[number])
+    return [own[number] if number in own else offered[number].result() for number in range(len(pieces))]
 
 
 def _hasher(tag: bytes) -> hashlib._Hash:

@@ -7,14 +7,14 @@ Nothing is kept between requests.
 
 from __future__ import annotations
 
-import os
+import copy
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import repeat
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ from fovea.media.source import (
 )
 from fovea.media.transform import apply_plan
 from fovea.media.video import FramesSource, VideoLimits, VideoSource, parse_video
+from fovea.pipeline.decode_threads import DecodeThreads
 from fovea.pipeline.videos import MadeVideo, OpenedVideo, make_video, open_video, report_video
 from fovea.prompt.forms import MediaInput
 
@@ -114,16 +115,16 @@ class SharedDecodes:
         self._lock = threading.Lock()
         self._decoded: dict[int, Future[Picture] | None] = dict.fromkeys(shared)
 
-    def decode(self, source: MemorySource) -> Picture:
+    def decode(self, source: MemorySource, helpers: Executor | None = None) -> Picture:
         identity = id(source.image if isinstance(source, PilSource) else getattr(source, "array", source))
         if identity not in self._decoded:
-            return decode(source)
+            return decode(source, helpers)
         with self._lock:
             known = self._decoded[identity]
             future = self._decoded[identity] = known or Future()
         if known is None:
             try:
-                future.set_result(decode(source))
+                future.set_result(decode(source, helpers))
             except BaseException as error:
                 future.set_exception(error)
         with nullcontext() if future.done() else outside_turn():
@@ -131,18 +132,21 @@ class SharedDecodes:
 
 
 class Pictures:
-    """Safe in threads. The threads of its own start with the first request that needs them."""
+    """Safe in threads."""
 
-    def __init__(self, config: EngineConfig, family: Family, num_threads: int) -> None:
+    def __init__(self, config: EngineConfig, family: Family, threads: DecodeThreads) -> None:
         self._family = family
-        self._num_threads = num_threads
         self._limits = MediaLimits.from_config(config)
         self._video_limits = VideoLimits.from_config(config)
         self._fetch_policy = FetchPolicy.from_config(config)
         self._local_folder = config.allowed_local_media_path
-        self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._pool_pid = 0
+        self._threads = threads
+
+    def of_family(self, family: Family) -> Pictures:
+        """The same for another, in the same threads."""
+        other = copy.copy(self)
+        other._family = family
+        return other
 
     def open(
         self, media: Sequence[MediaInput], options: Mapping[str, Any], fetched: Mapping[str, Fetched] | None
@@ -332,18 +336,12 @@ class Pictures:
         return item, report
 
     def _run(self, jobs: list[_Job], total: int, resize_on_device: bool, shared: SharedDecodes | None) -> list[_Done]:
-        if self._num_threads == 1 or len(jobs) < 2:
-            return [_decode(job, total, resize_on_device, shared) for job in jobs]
-        work = taking_turns(_decode)
+        work = partial(_decode, total=total, resize_on_device=resize_on_device, shared=shared, threads=self._threads)
+        if self._threads.num_threads == 1 or len(jobs) < 2:
+            return [work(job) for job in jobs]
+        in_turn = taking_turns(work)
         with outside_turn():
-            return list(self._threads().map(work, jobs, repeat(total), repeat(resize_on_device), repeat(shared)))
-
-    def _threads(self) -> ThreadPoolExecutor:
-        with self._lock:
-            if self._pool is None or self._pool_pid != os.getpid():  # threads do not survive a fork
-                self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fovea-decode")
-                self._pool_pid = os.getpid()
-            return self._pool
+            return list(self._threads.pool().map(in_turn, jobs))
 
 
 def fits_device(plan: ImagePlan, width_px: int, height_px: int) -> bool:
@@ -362,10 +360,13 @@ def fits_device(plan: ImagePlan, width_px: int, height_px: int) -> bool:
     return plan.view is None or fits_device(plan.view, *picture_size)
 
 
-def _decode(job: _Job, total: int, resize_on_device: bool, shared: SharedDecodes | None) -> _Done:
+def _decode(
+    job: _Job, total: int, resize_on_device: bool, shared: SharedDecodes | None, threads: DecodeThreads
+) -> _Done:
     with _named(job.media, job.number, total):
         started = time.perf_counter()
-        picture = decode(job.source) if shared is None else shared.decode(job.source)
+        with threads.working() as helpers:
+            picture = decode(job.source, helpers) if shared is None else shared.decode(job.source, helpers)
         decode_s = time.perf_counter() - started
         resized = {}
         for plan in job.plans:

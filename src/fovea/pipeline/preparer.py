@@ -26,6 +26,7 @@ from fovea.core.types import EngineRequest, MediaReport, MediaSpan
 from fovea.families.base import Family
 from fovea.families.video import SAMPLING_KEYS
 from fovea.media.load import Fetched
+from fovea.pipeline.decode_threads import DecodeThreads
 from fovea.pipeline.pictures import Opened, Pictures, SharedDecodes
 from fovea.prompt.build import PictureRun, SlottedPrompt, expand, picture_run, placeholder_token, row_runs, tokenize
 from fovea.prompt.forms import PromptForm
@@ -67,7 +68,7 @@ class Counted:
 class Preparer:
     """Everything between a user's prompt and the engine. Immutable; used by many threads.
 
-    num_threads: how many pictures of one request are decoded at a time.
+    num_threads, num_helpers: see DecodeThreads.
     resize_on_device: the engine resizes pictures itself; what is too large to be sent there is resized here even so.
     """
 
@@ -80,6 +81,7 @@ class Preparer:
         max_model_len: int,
         *,
         num_threads: int = 1,
+        num_helpers: int = 1,
         resize_on_device: bool = False,
     ) -> None:
         self.family = family
@@ -94,8 +96,7 @@ class Preparer:
         self._max_model_len = max_model_len
         self._resize_on_device = resize_on_device
         self._options = family.check_options(config.mm_processor_kwargs)
-        self._pictures = Pictures(config, family, num_threads)
-        self._num_threads = num_threads
+        self._pictures = Pictures(config, family, DecodeThreads(num_threads, num_helpers))
         self._capped: dict[int, Preparer] = {}
         self._end_ids = family.stop_tokens() | self._end_ids_by_text()
         placeholder_token(family, self.tokenizer)
@@ -115,7 +116,7 @@ class Preparer:
             return self
         other = copy.copy(self)
         other.family = family
-        other._pictures = Pictures(self._config, family, self._num_threads)
+        other._pictures = self._pictures.of_family(family)
         return other
 
     def prepare(
