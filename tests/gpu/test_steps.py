@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fovea.core.params import SamplingParams
 from fovea.core.types import CompletionOutput
 from fovea.engine import graphs
 from fovea.engine.graphs import shared_len
+from fovea.engine.loop import Forward
+from fovea.engine.runner import Launched
+from fovea.engine.scheduler import Chunk
 from fovea.llm import LLM
 from fovea.pipeline.collector import Collector
 from fovea.prompt.forms import parse_prompt
@@ -43,6 +47,7 @@ from tests.parity.support import (
 )
 
 ON_CARD: Mapping[str, Any] = {"device": "cuda", "max_num_seqs": 16}
+BUSY_CYCLES = 50_000_000  # some 30 ms
 SWITCHES = ("enforce_eager", "overlap_scheduling", "resize_on_device")
 
 
@@ -61,6 +66,40 @@ def test_tokens_are_the_references_either_way(
         outputs = ask_all(llm, [question(case) for case in batch])
         wanted = [answer(checkpoints.folder(variant), case).greedy for case in batch]
         assert [tokens(output) for output in outputs] == wanted
+
+
+@pytest.mark.parametrize("slow", ["tower", "step"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "phi3_v"])
+def test_pictures_encoded_beside_a_step_are_there_when_they_are_read_and_until_then(
+    small: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, family: str, slow: str
+) -> None:
+    """With a device that is busy for 30 ms before each tower, or each step, and room for few pictures: what reads too
+    early, or memory that is used again too early, gives other tokens."""
+    asked = [prompt for prompt, _ in questions(family)] * 2
+    params = dataclasses.replace(GREEDY, max_tokens=8)
+    options: dict[str, Any] = {"dtype": "float32", "kv_cache_memory_bytes": 256 * MIB, "max_model_len": 4096}
+    options |= {"enable_prefix_caching": False, "encoder_cache_bytes": 1, "max_num_batched_patches": 1}
+    with load(small(family), device="cuda", **options) as llm:
+        wanted = [tokens(ask_all(llm, [prompt], params)[0]) for prompt in asked]
+        model = llm.engine.model
+        encode = model.encode
+
+        def encode_late(items: Any) -> Any:
+            torch.cuda._sleep(BUSY_CYCLES)
+            return encode(items)
+
+        def run_late(forward: Forward) -> Forward:
+            def late(chunks: list[Chunk]) -> Launched:
+                torch.cuda._sleep(BUSY_CYCLES)
+                return forward(chunks)
+
+            return late
+
+        if slow == "tower":
+            monkeypatch.setattr(model, "encode", encode_late)
+        else:
+            llm.engine.wrap_forward(run_late)
+        assert [tokens(output) for output in ask_all(llm, asked, params)] == wanted
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen2_5_vl", "phi3_v"])

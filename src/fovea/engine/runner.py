@@ -26,6 +26,7 @@ from fovea.engine.sampler import NOT_FINITE, Sampled, SamplingRow, choose, is_pl
 from fovea.engine.scheduler import Chunk
 from fovea.engine.sequence import Sequence
 from fovea.engine.tower_graphs import TowerGraphs
+from fovea.engine.tower_stream import TowerStream
 from fovea.kernels import kv_pages
 from fovea.kernels.batch import SOME_ROWS
 from fovea.kernels.cpu.library import Crew
@@ -123,6 +124,7 @@ class Runner:
         # What attention counts arrivals in, see AttentionBatch.
         num_counters = max_num_seqs * model.spec.decoder.num_kv_heads
         self._arrivals = torch.zeros(num_counters, dtype=torch.int32, device=model.device)
+        self._tower_stream = TowerStream(model.device)
         self._nothing = torch.zeros(1, dtype=torch.int64, device=model.device)
         self._graphs: DecodeGraphs | None = None
         self._prompt_graphs: PromptGraphs | None = None
@@ -135,7 +137,8 @@ class Runner:
         model = self.model
         assert isinstance(model, VLM)
         logits = torch.empty(len(self._last), self.vocab_size, dtype=model.dtype, device=model.device)
-        recorder = self._recorder = Recorder()
+        recorder = Recorder()
+        self._recorders = [recorder]
         shared = Shared(
             model=model,
             rope=model.make_rope(),
@@ -150,8 +153,9 @@ class Runner:
         self._graphs = DecodeGraphs(shared)
         self._prompt_graphs = PromptGraphs(shared, max_num_batched_tokens)
         if model.spec.takes_pictures:
-            tower = model.encoder.tower
-            tower.graphs = self._tower_graphs = TowerGraphs(tower, model.device, recorder, plan.max_picture_patches)
+            tower, own = model.encoder.tower, Recorder()  # these run beside the others: not in the same memory
+            self._recorders.append(own)
+            tower.graphs = self._tower_graphs = TowerGraphs(tower, model.device, own, plan.max_picture_patches)
 
     @torch.inference_mode()
     def rehearse_graphs(self) -> None:
@@ -186,7 +190,8 @@ class Runner:
             return
         started = time.perf_counter()
         self._graphs.capture()
-        self._recorder.is_on = True
+        for recorder in self._recorders:
+            recorder.is_on = True
         self._prompt_graphs.capture()
         torch.cuda.synchronize()
         logger.info("captured the first graphs in %.1f s", time.perf_counter() - started)
@@ -219,10 +224,14 @@ class Runner:
         Rows that are not finite are stored as zeros, and told by the next forward, which waits for the device anyway.
         """
         started = time.perf_counter()
-        for item, rows in zip(items, self.model.encode(items), strict=True):
-            is_finite = torch.isfinite(rows).all()
-            self._encoder_cache.fill(item.key, torch.where(is_finite, rows, 0))
-            self._unchecked.append((item.key, is_finite))
+        with self._tower_stream.encoding():
+            for item, rows in zip(items, self.model.encode(items), strict=True):
+                is_finite = torch.isfinite(rows).all()
+                kept = torch.where(is_finite, rows, 0)
+                self._encoder_cache.fill(item.key, kept)
+                self._unchecked.append((item.key, is_finite))
+                self._tower_stream.give(kept)
+                self._tower_stream.give(is_finite)
         return time.perf_counter() - started
 
     @torch.inference_mode()
@@ -236,6 +245,7 @@ class Runner:
     @torch.inference_mode()
     def forward(self, chunks: list[Chunk]) -> Launched:
         """Launch one packed forward of all chunks, and a token for each that samples."""
+        self._tower_stream.join()
         raw, likeliest = self._run(chunks)
         sequences = [chunk.sequence for chunk in chunks if chunk.samples]
         if not sequences:
