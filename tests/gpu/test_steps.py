@@ -19,9 +19,6 @@ from fovea.core.params import SamplingParams
 from fovea.core.types import CompletionOutput
 from fovea.engine import graphs
 from fovea.engine.graphs import shared_len
-from fovea.engine.loop import Forward
-from fovea.engine.runner import Launched
-from fovea.engine.scheduler import Chunk
 from fovea.llm import LLM
 from fovea.pipeline.collector import Collector
 from fovea.prompt.forms import parse_prompt
@@ -68,13 +65,11 @@ def test_tokens_are_the_references_either_way(
         assert [tokens(output) for output in outputs] == wanted
 
 
-@pytest.mark.parametrize("slow", ["tower", "step"])
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "phi3_v"])
-def test_pictures_encoded_beside_a_step_are_there_when_they_are_read_and_until_then(
-    small: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, family: str, slow: str
+def test_a_step_waits_for_the_pictures_that_are_encoded_beside_the_one_before(
+    small: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    """With a device that is busy for 30 ms before each tower, or each step, and room for few pictures: what reads too
-    early, or memory that is used again too early, gives other tokens."""
+    """With a device that is busy for 30 ms before each tower: what reads too early gives other tokens."""
     asked = [prompt for prompt, _ in questions(family)] * 2
     params = dataclasses.replace(GREEDY, max_tokens=8)
     options: dict[str, Any] = {"dtype": "float32", "kv_cache_memory_bytes": 256 * MIB, "max_model_len": 4096}
@@ -88,17 +83,7 @@ def test_pictures_encoded_beside_a_step_are_there_when_they_are_read_and_until_t
             torch.cuda._sleep(BUSY_CYCLES)
             return encode(items)
 
-        def run_late(forward: Forward) -> Forward:
-            def late(chunks: list[Chunk]) -> Launched:
-                torch.cuda._sleep(BUSY_CYCLES)
-                return forward(chunks)
-
-            return late
-
-        if slow == "tower":
-            monkeypatch.setattr(model, "encode", encode_late)
-        else:
-            llm.engine.wrap_forward(run_late)
+        monkeypatch.setattr(model, "encode", encode_late)
         assert [tokens(output) for output in ask_all(llm, asked, params)] == wanted
 
 
