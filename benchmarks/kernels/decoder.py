@@ -15,7 +15,7 @@ from benchmarks.kernels.measure import Arms, Case, Run, sets_for
 from benchmarks.kernels.shapes import ELEMENT_BYTES, Pages, Shapes, linear, noise, norm
 from fovea import kernels as ops
 from fovea.engine.sampler import choose_likeliest
-from fovea.kernels import draw_reference, elementwise, few_rows, kv_pages, norms, reference
+from fovea.kernels import draw_reference, elementwise, few_rows, kv_pages, many_rows, norms, reference
 from fovea.kernels.attention_tiles import Tile
 from fovea.kernels.fp8_weights import FP8
 from fovea.kernels.kv_pages import KVPages
@@ -23,6 +23,7 @@ from fovea.kernels.paged_decode import DecodeTile, paged_decode
 from fovea.kernels.paged_prefill import paged_prefill
 
 ROWS = (1, 4, 64, 256, 8192)
+MANY_ROWS = (256, 384, 512, 640, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 DECODE_ROWS = (1, 64, 256)
 KEYS = 1024
 SCALE_BYTES = 4  # of a key of one head in float8
@@ -80,6 +81,25 @@ def _linears(s: Shapes) -> Iterator[Case]:
             moved = (width * outputs + rows * (width + written)) * ELEMENT_BYTES
             sets = sets_for(moved)
             yield Case(s.name, name, f"{rows} rows", moved, _later(build, sets), 2 * rows * width * outputs)
+    for rows in MANY_ROWS:
+        moved, flops = (2 * s.hidden * s.mlp + rows * (s.hidden + s.mlp)) * ELEMENT_BYTES, 4 * rows * s.hidden * s.mlp
+        yield Case(s.name, "gate_up", f"{rows} rows", moved, _later(_gate_up(s, rows), sets_for(moved)), flops)
+
+
+def _gate_up(s: Shapes, rows: int) -> Callable[[int], Arms]:
+    """For many rows, beside cuBLAS and a pass."""
+
+    def build(sets: int) -> Arms:
+        x, layers = noise(rows, s.hidden), [linear(s.hidden, 2 * s.mlp) for _ in range(sets)]
+
+        def ours(i: int, **options: Any) -> Tensor:
+            return many_rows.gate_up(x, layers[i].weight, **tiled(options, many_rows.Tile))
+
+        return Arms(
+            ours, {"cublas": lambda i: ops.silu_mul(layers[i](x)), "product alone": lambda i: layers[i](x)}, sets
+        )
+
+    return build
 
 
 def _later(build: Callable[[int], Arms], sets: int) -> Callable[[], Arms]:

@@ -14,12 +14,13 @@ from benchmarks.kernels import shapes
 from benchmarks.kernels.decoder import tiled
 from benchmarks.kernels.measure import Arms, Case, Run, sets_for
 from benchmarks.kernels.shapes import ELEMENT_BYTES, Shapes, linear, noise
-from fovea.kernels import elementwise, norms, packed_attention, pixels, pixels_reference, reference
+from fovea.kernels import elementwise, many_rows, norms, packed_attention, pixels, pixels_reference, reference
 from fovea.kernels.attention_tiles import Tile
 from fovea.kernels.batch import Segments, segment_tiles
 from fovea.native.resample_table import resample_table
 
 PATCHES = 8192
+FEWER_PATCHES = (256, 577, 1024, 2048, 4096, PATCHES, 16384)
 PICTURE = (1024, 768)
 PATCH_PX, TILE_PX = 14, 336
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
@@ -27,7 +28,11 @@ BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTEN
 
 def cases(s: Shapes) -> Iterator[Case]:
     width, size = s.tower_width, f"{PATCHES} patches"
-    yield Case(s.name, "add_layer_norm", size, 4 * PATCHES * width * ELEMENT_BYTES, _add_layer_norm(s))
+    yield Case(s.name, "layer_norm", size, 2 * PATCHES * width * ELEMENT_BYTES, _layer_norm(s))
+    for patches in FEWER_PATCHES:
+        moved = (width * s.tower_mlp + patches * (width + s.tower_mlp)) * ELEMENT_BYTES
+        flops = 2 * patches * width * s.tower_mlp
+        yield Case(s.name, "activated", f"{patches} patches", moved, _activated(s, patches), flops)
     yield Case(s.name, "quick_gelu", size, 2 * PATCHES * s.tower_mlp * ELEMENT_BYTES, _quick_gelu(s))
     if s.tower_rotates:
         moved = PATCHES * (4 * width * ELEMENT_BYTES + width // s.tower_heads * 4)
@@ -51,16 +56,32 @@ def _segments(lengths: tuple[int, ...]) -> str:
     return f"{len(lengths)} x {lengths[0]}" if same else " + ".join(map(str, lengths))
 
 
-def _add_layer_norm(s: Shapes) -> Callable[[], Arms]:
+def _layer_norm(s: Shapes) -> Callable[[], Arms]:
     def build() -> Arms:
-        sets, width = sets_for(4 * PATCHES * s.tower_width * ELEMENT_BYTES), s.tower_width
-        xs, ys = ([noise(PATCHES, width) for _ in range(sets)] for _ in range(2))
+        sets, width = sets_for(2 * PATCHES * s.tower_width * ELEMENT_BYTES), s.tower_width
+        xs, shift = [noise(PATCHES, width) for _ in range(sets)], noise(width).float()
         norm = nn.LayerNorm(width, device=shapes.CARD, dtype=shapes.DTYPE).requires_grad_(False)
 
-        def ours(i: int, **options: Any) -> tuple[Tensor, Tensor]:
-            return norms.add_layer_norm(xs[i], ys[i], norm.weight, norm.bias, norm.eps, **options)
+        def ours(i: int, **options: Any) -> Tensor:
+            return norms.layer_norm(xs[i], norm.weight, norm.bias, norm.eps, shift, **options)
 
-        return Arms(ours, {"torch": lambda i: norm(xs[i] + ys[i])}, sets, is_pure=False)
+        return Arms(ours, {"torch": lambda i: reference.layer_norm(xs[i], norm, shift)}, sets)
+
+    return build
+
+
+def _activated(s: Shapes, patches: int) -> Callable[[], Arms]:
+    """The widening layer and what follows it, beside cuBLAS and a pass."""
+
+    def build() -> Arms:
+        width, sets = s.tower_width, sets_for(patches * (s.tower_width + s.tower_mlp) * ELEMENT_BYTES)
+        xs, layer = [noise(patches, width) for _ in range(sets)], linear(width, s.tower_mlp, bias=True)
+
+        def ours(i: int, **options: Any) -> Tensor:
+            return many_rows.activated(xs[i], layer.weight, layer.bias, "quick_gelu", **tiled(options, many_rows.Tile))
+
+        plain = {"cublas": lambda i: elementwise.quick_gelu(layer(xs[i])), "product alone": lambda i: layer(xs[i])}
+        return Arms(ours, plain, sets)
 
     return build
 

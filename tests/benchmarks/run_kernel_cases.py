@@ -29,6 +29,7 @@ DIFFERENT = (
 def main() -> None:
     shapes.CARD, shapes.DTYPE, measure.MOST_SETS = torch.device("cpu"), torch.float32, 2
     decoder.ROWS, decoder.DECODE_ROWS, decoder.KEYS = (1, 20), (2,), 20  # type: ignore[assignment]
+    decoder.MANY_ROWS, tower.FEWER_PATCHES = (20,), (20,)  # type: ignore[assignment]
     decoder.PREFILLS = {"2 x 9": ([9, 9], [9, 9]), "2 x 3 over 20": ([3, 3], [23, 23])}
     fp8.ROWS = (1, 20)  # type: ignore[assignment]
     tower.PATCHES, tower.PICTURE, tower.TILE_PX = 5, (20, 12), 28

@@ -1,4 +1,4 @@
-"""Norms and few-row linear layers against their plain twins in float64. Run as a program: prints "equal".
+"""Norms and linear layers with what surrounds them against plain twins in float64. Run as a program: prints "equal".
 
 On a machine without a card Triton's interpreter runs the same kernels (TRITON_INTERPRET=1, set before Triton is
 imported, hence a process of its own).
@@ -6,12 +6,14 @@ imported, hence a process of its own).
 
 from __future__ import annotations
 
+import copy
 import random
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fovea.kernels import few_rows, norms, reference, some_rows
+from fovea.kernels import few_rows, many_rows, norms, reference, some_rows
 from fovea.kernels.batch import AttentionBatch
 from fovea.kernels.few_rows import Tile
 from tests.kernels.support import wanted_dtypes
@@ -35,6 +37,8 @@ def main() -> None:
             compare_few_rows(rows, heads, hidden, rng.choice((6, 9)), dtype)
         for rows, hidden, mlp in ((3, 40, 40), (5, 96, 70), (17, 200, 64), (100, 64, 33)):
             compare_some_rows(rows, hidden, mlp, dtype)
+        for rows, width, outputs in ((5, 40, 24), (130, 72, 136), (300, 200, 264)):
+            compare_many_rows(rows, width, outputs, dtype)
         if ON_CARD:
             compare_real_sizes(dtype)
     for tile in (Tile(8, 2), Tile(1, 1), Tile(2, 8)):
@@ -49,6 +53,8 @@ def compare_real_sizes(dtype: torch.dtype) -> None:
             compare_few_rows(rows, tuple(heads), hidden, mlp, dtype)
         for rows in (5, 24, 64, 128):
             compare_some_rows(rows, hidden, mlp, dtype)
+        for rows in (129, 1000):
+            compare_many_rows(rows, hidden, mlp, dtype)
 
 
 def noise(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -63,9 +69,7 @@ def layer(outputs: int, inputs: int, dtype: torch.dtype, *, bias: bool = False) 
 
 def exactly(module: nn.Linear) -> nn.Linear:
     """The same layer in float64."""
-    copy = nn.Linear(module.in_features, module.out_features, module.bias is not None, dtype=torch.float64)
-    copy.load_state_dict(module.state_dict())
-    return copy.to(DEVICE)
+    return copy.deepcopy(module).double()
 
 
 def close(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
@@ -74,17 +78,13 @@ def close(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
 
 
 def compare_norms(rows: int, width: int, dtype: torch.dtype) -> None:
-    x, y, weight, bias = (
-        3 * noise(*shape, dtype=dtype) for shape in ((rows, width), (rows, width), (width,), (width,))
-    )
+    x, weight, bias = (3 * noise(*shape, dtype=dtype) for shape in ((rows, width), (width,), (width,)))
+    shift = 3 * noise(width, dtype=torch.float32)
     close(norms.rms_norm(x, weight, EPS), reference.rms_norm(x.double(), weight.double(), EPS), dtype)
     norm = nn.LayerNorm(width, EPS, dtype=torch.float64, device=DEVICE)
     norm.load_state_dict({"weight": weight, "bias": bias})
-    close(norms.add_layer_norm(x, None, weight, bias, EPS)[1], norm(x.double()), dtype)
-    before = x.clone()
-    summed, normed = norms.add_layer_norm(x, y, weight, bias, EPS)
-    assert torch.equal(summed, before + y)
-    close(normed, norm(summed.double()), dtype)
+    close(norms.layer_norm(x, weight, bias, EPS), norm(x.double()), dtype)
+    close(norms.layer_norm(x, weight, bias, EPS, shift), norm(x.double() + shift.double()), dtype)
 
 
 def compare_few_rows(rows: int, heads: tuple[int, ...], hidden: int, mlp: int, dtype: torch.dtype) -> None:
@@ -105,6 +105,23 @@ def compare_some_rows(rows: int, hidden: int, mlp: int, dtype: torch.dtype) -> N
     fewer = some_rows.gate_up(x[: rows // 2 + 3], gate_up.weight)
     close(fewer, made[: rows // 2 + 3].double(), dtype)
     assert not ON_CARD or dtype == torch.float32 or torch.equal(fewer, made[: rows // 2 + 3])
+
+
+def compare_many_rows(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    """Tiles end where the matrices do; on a card a row has the same bits whatever rows are beside it."""
+    if ON_CARD and dtype == torch.float32:
+        return  # nobody asks for it, and its tiles do not fit
+    x, both, one = (
+        noise(rows, inputs, dtype=dtype),
+        layer(2 * outputs, inputs, dtype),
+        layer(outputs, inputs, dtype, bias=True),
+    )
+    gated = many_rows.gate_up(x, both.weight)
+    close(gated, reference.silu_mul(exactly(both)(x.double())), dtype)
+    exact = exactly(one)(x.double())
+    for kind, wanted in (("quick_gelu", reference.quick_gelu(exact)), ("gelu_tanh", F.gelu(exact, approximate="tanh"))):
+        close(many_rows.activated(x, one.weight, one.bias, kind), wanted, dtype)
+    assert not ON_CARD or torch.equal(many_rows.gate_up(x[: rows // 2], both.weight), gated[: rows // 2])
 
 
 def compare_linear(rows: int, inputs: int, outputs: int, dtype: torch.dtype, tile: Tile | None) -> None:

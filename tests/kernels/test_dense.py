@@ -43,17 +43,9 @@ def test_on_a_cpu_fused_operations_are_their_parts_to_the_bit(rows: int) -> None
     down, hidden = nn.Linear(10, 24, bias=False).requires_grad_(False), torch.randn(rows, 10)
     assert torch.equal(ops.linear_add(hidden, down, x), x + down(hidden))
     assert torch.equal(ops.logits(x, gate_up.weight), F.linear(x, gate_up.weight))
-    layer_norm, branch = nn.LayerNorm(24).requires_grad_(False), torch.randn(rows, 24)
-    summed, normed = ops.add_layer_norm(x, branch, layer_norm)
-    assert torch.equal(summed, x + branch)
-    assert torch.equal(normed, layer_norm(summed))
-
-
-def test_a_sum_with_nothing_is_the_layer_norm_alone() -> None:
-    x, norm = torch.randn(3, 8), nn.LayerNorm(8).requires_grad_(False)
-    summed, normed = ops.add_layer_norm(x, None, norm)
-    assert torch.equal(summed, x)
-    assert torch.equal(normed, norm(x))
+    layer_norm, shift = nn.LayerNorm(24).requires_grad_(False), torch.randn(24)
+    assert torch.equal(ops.layer_norm(x, layer_norm, shift), layer_norm(x + shift))
+    assert torch.equal(ops.layer_norm(x, layer_norm), layer_norm(x))
 
 
 def test_projected_keys_are_turned_and_stored_with_their_values() -> None:
@@ -69,3 +61,14 @@ def test_projected_keys_are_turned_and_stored_with_their_values() -> None:
     assert torch.equal(q, ops.rotate_and_store(parts, heads, caches[2], caches[3], batch))
     assert torch.equal(caches[0], caches[2])
     assert torch.equal(caches[1].flatten(0, 1)[slots], parts[:, -kv_heads:])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed on this platform")
+@pytest.mark.parametrize(
+    ("rows", "outputs", "halves", "share"),
+    [(8192, 11008, 2, 0.993), (640, 11008, 2, 0.814), (256, 4096, 1, 0.242), (1000, 5120, 1, 0.592)],
+)
+def test_a_product_that_leaves_multiprocessors_idle_is_told(rows: int, outputs: int, halves: int, share: float) -> None:
+    """Of 132: LLaVA's gate and up are 430 tiles for 640 rows, three turns of all multiprocessors and a fourth of 34."""
+    many_rows = importlib.import_module("fovea.kernels.many_rows")
+    assert many_rows.share_filled(rows, outputs, halves, 132) == pytest.approx(share, abs=1e-3)

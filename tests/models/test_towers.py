@@ -1,6 +1,8 @@
-"""Towers by their own: the rows of a tile are those of transformers' vision model."""
+"""Towers by their own: the rows of a tile are those of transformers' vision model, whoever adds the biases."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from fovea.families.config_reader import Section
 from fovea.families.parts import siglip_tower, siglip_unused, siglip_weights
+from fovea.families.spec import TowerSpec
 from fovea.models.vision import VisionTower
 
 SIGLIP = {
@@ -43,3 +46,29 @@ def test_siglip(num_layers: int, post_norm: bool) -> None:
         output = theirs(pictures, output_hidden_states=True)
         want = output.last_hidden_state if post_norm else output.hidden_states[num_layers]
         torch.testing.assert_close(ours.tiles(patches), want, atol=1e-4, rtol=0)
+
+
+ROTATING = TowerSpec(3, 32, 2, 48, "quick_gelu", 1e-6, 14, temporal_patch=2, rope_theta=1e4)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ROTATING,
+        replace(ROTATING, norm="rms", gated=True, activation="silu", post_norm=True),
+        replace(ROTATING, pre_norm=True, feature_layers=(0, 2, 3), activation="gelu_tanh"),
+    ],
+)
+def test_biases_may_stay_out_of_the_residual_stream(spec: TowerSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they do on a GPU, where a product that is added to the stream has no pass for them."""
+    torch.manual_seed(0)
+    tower, lengths = VisionTower(spec).eval(), [6, 5]
+    for parameter in tower.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    patches, places = torch.randn(11, spec.patch_values), torch.randint(0, 4, (11, 2))
+    with torch.inference_mode():
+        want = tower.packed(patches, lengths, places, [])
+        monkeypatch.setattr(VisionTower, "_owed", lambda self, _x: self.bias_sums())
+        made = tower.packed(patches, lengths, places, [])
+        assert not torch.equal(made, want), "nothing else was computed"
+        torch.testing.assert_close(made, want, atol=1e-4, rtol=1e-4)

@@ -10,7 +10,6 @@ import time
 
 import numpy as np
 
-from fovea import kernels as ops
 from fovea.core.config import EngineConfig
 from fovea.core.log import logger
 from fovea.core.params import SamplingParams
@@ -18,6 +17,7 @@ from fovea.core.types import EngineRequest, MediaItem, MediaSpan
 from fovea.engine.loop import Engine
 from fovea.engine.runner import Runner
 from fovea.families.base import Family
+from fovea.kernels.rehearsal import compile_kernels, on_compile
 
 SIDE_PX = 101  # no model takes it as it is: the picture has to be resized
 NUM_TEXT_TOKENS, NUM_ANSWER_TOKENS = 20, 4
@@ -33,12 +33,12 @@ def warm_up(engine: Engine, runner: Runner, family: Family, config: EngineConfig
         runner.rehearse_rows()
         _run(engine, request)
 
-    num_kernels = ops.compile_kernels(rehearse)
+    num_kernels = compile_kernels(rehearse)
     logger.info("compiled %d kernels in %.1f s", num_kernels, time.perf_counter() - started)
     runner.capture_graphs()
     _run(engine, request)
     runner.forget_counts()
-    ops.on_compile(runner.count_late_kernel)
+    on_compile(runner.count_late_kernel)
     logger.info("warmed up in %.1f s", time.perf_counter() - started)
 
 

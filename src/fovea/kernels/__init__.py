@@ -6,7 +6,7 @@ never need it. On a CPU, `cpu` has kernels in C for steps that decode; layers an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -29,21 +29,20 @@ __all__ = [
     "FEW_ROWS",
     "Norm",
     "Ways",
-    "add_layer_norm",
-    "add_rms_norm",
-    "compile_kernels",
+    "activated",
     "cut_patches",
     "draw",
     "fp8_product",
     "gelu_tanh_mul",
+    "layer_norm",
     "likeliest",
     "linear_add",
     "logits",
     "mlp_add",
     "norm_gate_up",
     "norm_qkv",
-    "on_compile",
     "paged_attention",
+    "product_add",
     "project_qkv",
     "quick_gelu",
     "resample",
@@ -65,20 +64,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return reference.rms_norm(x, weight, eps)
 
 
-def add_layer_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """See reference.add_layer_norm. On CUDA the sum takes the place of x."""
+def layer_norm(x: Tensor, norm: nn.LayerNorm, shift: Tensor | None = None) -> Tensor:
+    """See reference.layer_norm."""
     if x.is_cuda:
-        from fovea.kernels.norms import add_layer_norm as fused
+        from fovea.kernels.norms import layer_norm as fused
 
-        return fused(x, y, norm.weight, norm.bias, norm.eps)
-    return reference.add_layer_norm(x, y, norm)
-
-
-def add_rms_norm(x: Tensor, y: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
-    """x + y (or x alone) and its RMSNorm. On CUDA the sum takes the place of x."""
-    if y is not None:
-        x = x.add_(y) if x.is_cuda else x + y
-    return x, norm(x)
+        return fused(x, norm.weight, norm.bias, norm.eps, shift)
+    return reference.layer_norm(x, norm, shift)
 
 
 def norm_qkv(
@@ -142,10 +134,12 @@ def norm_gate_up(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
         weight, _, scales = stored(linear)
         return fused(x, norm.weight, norm.eps, weight, scales=scales)
     if x.is_cuda and isinstance(linear, nn.Linear):
-        from fovea.kernels.some_rows import gate_up, takes
+        from fovea.kernels import many_rows, some_rows
 
-        if takes(x, linear.weight):
-            return gate_up(norm(x), linear.weight)
+        if some_rows.takes(x, linear.weight):
+            return some_rows.gate_up(norm(x), linear.weight)
+        if many_rows.takes(x, linear.weight, 2):
+            return many_rows.gate_up(norm(x), linear.weight)
     if (native := _native(linear, x)) is not None and native.has_halves:
         return native.norm_gate_up(x, norm)
     return silu_mul(_normed(x, norm, linear))
@@ -173,6 +167,16 @@ def _normed(x: Tensor, norm: Norm, linear: nn.Module) -> Tensor:
     return with_bias(fp8.scaled_product(*norm_rows(x, norm.weight, norm.eps), x.dtype), linear)
 
 
+def activated(x: Tensor, linear: nn.Module, kind: str) -> Tensor | None:
+    """A layer of x [P, K] and an activation in one kernel: [P, F]. None: there is none for them."""
+    if x.is_cuda and isinstance(linear, nn.Linear) and linear.bias is not None:
+        from fovea.kernels import many_rows
+
+        if kind in many_rows.SLOPES and many_rows.takes(x, linear.weight, 1):
+            return many_rows.activated(x, linear.weight, linear.bias, kind)
+    return None
+
+
 def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
     """See reference.linear_add. The sum may take the place of the residual."""
     if _is_read_once(x, linear):
@@ -180,12 +184,15 @@ def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
     if x.is_cuda:
         if (fp8 := fp8_of(linear)) is not None:
             return with_bias(residual.add_(fp8_product(fp8, x)), linear)
-        weight, bias = parameters(linear)
-        summed = residual.addmm_(x, weight.t())
-        return summed if bias is None else summed.add_(bias)
+        return with_bias(product_add(x, linear, residual), linear)
     if (native := _native(linear, x)) is not None:
         return native.add_to(residual, x)
     return reference.linear_add(x, linear, residual)
+
+
+def product_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
+    """linear_add without the layer's bias, on CUDA: over the residual, in one pass."""
+    return residual.addmm_(x, parameters(linear)[0].t())
 
 
 def logits(x: Tensor, head: nn.Module | Tensor, into: Tensor | None = None) -> Tensor:
@@ -380,17 +387,3 @@ def cut_patches(
     if crew is not None and levels.dtype in DTYPES:
         return native_patches(crew, canvases, levels, px, side, repeats)
     return pixels_reference.cut_patches(canvases, levels, px, side, repeats)
-
-
-def compile_kernels(rehearse: Callable[[], object]) -> int:
-    """See rehearsal.compile_kernels. For a CUDA device."""
-    from fovea.kernels.rehearsal import compile_kernels as compile_all
-
-    return compile_all(rehearse)
-
-
-def on_compile(tell: Callable[[str], None]) -> None:
-    """See rehearsal.on_compile. For a CUDA device."""
-    from fovea.kernels.rehearsal import on_compile as listen
-
-    listen(tell)

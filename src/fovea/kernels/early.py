@@ -28,6 +28,15 @@ def is_hopper(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] == HOPPER
 
 
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a GPU has; in Triton's interpreter one."""
+    if device.type == "cpu":
+        return 1
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
 def can_start_early(x: Tensor) -> bool:
     """Whether kernels on the device of x are to start early; never in Triton's interpreter."""
     return START_EARLY and x.is_cuda and _has_early_start(x.device)

@@ -1,4 +1,4 @@
-"""RMSNorm, and LayerNorm with the sum before it: one program for each row, which it reads and writes once.
+"""RMSNorm and LayerNorm: one program for each row, which it reads and writes once.
 
 Statistics are taken in float32.
 """
@@ -41,36 +41,32 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, num_warps: int | None = N
 
 
 @triton.jit
-def _add_layer_norm(  # type: ignore[no-untyped-def]
-    x, y, weight, bias, out, eps, WIDTH: tl.constexpr, PADDED: tl.constexpr
+def _layer_norm(  # type: ignore[no-untyped-def]
+    x, shift, weight, bias, out, eps, WIDTH: tl.constexpr, PADDED: tl.constexpr
 ):
     row, places = tl.program_id(0).to(tl.int64) * WIDTH, tl.arange(0, PADDED)
     real = places < WIDTH
-    values = tl.load(x + row + places, mask=real, other=0.0)
-    if y is not None:
-        added = values.to(tl.float32) + tl.load(y + row + places, mask=real, other=0.0).to(tl.float32)
-        values = added.to(values.dtype)
-        tl.store(x + row + places, values, mask=real)
-    wide = values.to(tl.float32)
-    centred = tl.where(real, wide - tl.sum(wide, axis=0) / WIDTH, 0.0)
+    values = tl.load(x + row + places, mask=real, other=0.0).to(tl.float32)
+    if shift is not None:
+        values += tl.load(shift + places, mask=real, other=0.0)
+    centred = tl.where(real, values - tl.sum(values, axis=0) / WIDTH, 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, axis=0) / WIDTH + eps)
     factors = tl.load(weight + places, mask=real, other=0.0).to(tl.float32)
     shifts = tl.load(bias + places, mask=real, other=0.0).to(tl.float32)
     tl.store(out + row + places, (centred * scale * factors + shifts).to(out.dtype.element_ty), mask=real)
 
 
-def add_layer_norm(
-    x: Tensor, y: Tensor | None, weight: Tensor, bias: Tensor, eps: float, *, num_warps: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """x + y, which takes the place of x, and its LayerNorm, all [P, width]. Without y: x and its LayerNorm."""
-    width = x.shape[-1]
-    assert x.is_contiguous(), "the sum is written over x"
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, shift: Tensor | None = None, *, num_warps: int | None = None
+) -> Tensor:
+    """LayerNorm of x [..., width], or of x + shift [width] in float32."""
+    x, width = x.contiguous(), x.shape[-1]
     out = torch.empty_like(x)
-    _add_layer_norm[(x.numel() // width,)](
-        x, None if y is None else y.contiguous(), weight, bias, out, eps, WIDTH=width,
-        PADDED=triton.next_power_of_2(width), num_warps=num_warps or _num_warps(width),
+    _layer_norm[(x.numel() // width,)](
+        x, shift, weight, bias, out, eps, WIDTH=width, PADDED=triton.next_power_of_2(width),
+        num_warps=num_warps or _num_warps(width // 2 + 1),  # the power of two below, measured for widths of towers
     )  # fmt: skip
-    return x, out
+    return out
 
 
 def _num_warps(width: int) -> int:

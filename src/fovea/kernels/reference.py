@@ -22,10 +22,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-def add_layer_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """x + y (or x alone) and its LayerNorm. A kernel may write the sum over x."""
-    summed = x if y is None else x + y
-    return summed, norm(summed)
+def layer_norm(x: Tensor, norm: nn.LayerNorm, shift: Tensor | None = None) -> Tensor:
+    """The LayerNorm of x [P, width], or of x + shift, a row [width] in float32 that x is without."""
+    normed: Tensor = norm(x if shift is None else (x + shift).to(x.dtype))
+    return normed
 
 
 def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:

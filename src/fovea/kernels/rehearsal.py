@@ -1,7 +1,8 @@
 """Compiling all Triton kernels of a model before the first request, side by side instead of one when it is needed.
 
 Something is run once with every kernel left out, which tells which are wanted and how; then they are compiled in
-threads (most of it happens outside of the interpreter's lock). Compiled kernels are kept on disk by Triton.
+threads (most of it happens outside of the interpreter's lock). Compiled kernels are kept on disk by Triton, which is
+imported when it is asked for: not every machine has it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-import triton
 
 from fovea.core.machine import usable_cores
 
@@ -26,6 +26,8 @@ def compile_kernels(rehearse: Callable[[], object]) -> int:
         kernel = fn.jit_function
         wanted[id(kernel), key] = (kernel, compile["specialization_data"])
         return True  # neither compile nor launch
+
+    import triton
 
     before = triton.knobs.runtime.jit_cache_hook
     triton.knobs.runtime.jit_cache_hook = note
@@ -54,5 +56,7 @@ def on_compile(tell: Callable[[str], None]) -> None:
 
     def told(*, fn: Any, **_: object) -> None:
         tell(fn.name)
+
+    import triton
 
     triton.knobs.runtime.jit_post_compile_hook = told

@@ -8,16 +8,14 @@ and weights in float8 in torch's scaled product.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fovea.kernels.batch import SOME_ROWS
-from fovea.kernels.early import can_start_early, is_hopper, wait
+from fovea.kernels.early import can_start_early, is_hopper, multiprocessors, wait
 
 SMALLEST_TILE = 16  # rows of x
 
@@ -71,13 +69,7 @@ def takes(x: Tensor, weight: Tensor) -> bool:
     if not 0 < x.shape[0] <= SOME_ROWS or x.element_size() != 2 or not is_hopper(x.device):
         return False
     programs: int = triton.cdiv(weight.shape[0] // 2, USUAL.outputs)
-    return programs > _multiprocessors(x.device)
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
+    return programs > multiprocessors(x.device)
 
 
 def gate_up(x: Tensor, weight: Tensor, *, tile: Tile = USUAL) -> Tensor:

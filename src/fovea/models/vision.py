@@ -71,9 +71,11 @@ def make_norm(kind: NormKind, width: int, eps: float) -> nn.LayerNorm | RMSNorm:
     return nn.LayerNorm(width, eps) if kind == "layer" else RMSNorm(width, eps)
 
 
-def add_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm | RMSNorm) -> tuple[Tensor, Tensor]:
-    """x + y (or x alone) and its norm; the sum may be written over x."""
-    return ops.add_layer_norm(x, y, norm) if isinstance(norm, nn.LayerNorm) else ops.add_rms_norm(x, y, norm)
+def shifted_norm(x: Tensor, norm: nn.LayerNorm | RMSNorm, shift: Tensor | None = None) -> Tensor:
+    """The norm of x [P, width], or of x + shift [width] in float32."""
+    if isinstance(norm, nn.LayerNorm):
+        return ops.layer_norm(x, norm, shift)
+    return norm(x if shift is None else (x + shift).to(x.dtype))
 
 
 class VisionBlock(nn.Module):
@@ -99,12 +101,17 @@ class VisionBlock(nn.Module):
         if spec.layer_scale:
             self.scale1, self.scale2 = (nn.Parameter(torch.empty(spec.width)) for _ in range(2))
 
-    def forward(
-        self, x: Tensor, branch: Tensor | None, segments: Segments, rope: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """The residual stream [P, width] and what is still to be added to it, before and after the block."""
-        x, normed = add_norm(x, branch, self.norm1)
-        qkv = self.qkv(normed)
+    @property
+    def scales(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        return (self.scale1, self.scale2) if self.scaled else (None, None)
+
+    def forward(self, x: Tensor, owed: Tensor | None, segments: Segments, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """The residual stream [P, width] before and after the block, which may write over it.
+
+        owed [2, width]: what the stream is without before attention and before the MLP; see VisionTower.
+        """
+        shifts = (None, None) if owed is None else owed
+        qkv = self.qkv(shifted_norm(x, self.norm1, shifts[0]))
         if self.qk_norms is not None:
             q, k, v = qkv.chunk(3, dim=-1)
             qkv = torch.cat((self.qk_norms[0](q), self.qk_norms[1](k), v), dim=-1)
@@ -115,12 +122,20 @@ class VisionBlock(nn.Module):
         if rope is not None:
             heads = ops.rotate_qk(heads, *rope)
         q, k, v = heads.chunk(3, dim=1)
-        attended = self.out(ops.segment_attention(q, k, v, segments).flatten(1))
-        if self.scaled:
-            attended = attended * self.scale1
-        x, normed = add_norm(x, attended, self.norm2)
-        added = self.down(self.activate(self.up(normed), self.activation))
-        return x, added * self.scale2 if self.scaled else added
+        attended = ops.segment_attention(q, k, v, segments).flatten(1)
+        x = self._add(x, attended, self.out, self.scales[0], owed)
+        hidden = self._activated(shifted_norm(x, self.norm2, shifts[1]))
+        return self._add(x, hidden, self.down, self.scales[1], owed)
+
+    def _activated(self, x: Tensor) -> Tensor:
+        made = None if self.activate is activate_gated else ops.activated(x, self.up, self.activation)
+        return self.activate(self.up(x), self.activation) if made is None else made
+
+    def _add(self, x: Tensor, rows: Tensor, linear: nn.Linear, scale: Tensor | None, owed: Tensor | None) -> Tensor:
+        """x and a layer of rows; without its bias, where that is owed."""
+        if scale is not None:
+            return x + linear(rows) * scale
+        return ops.linear_add(rows, linear, x) if owed is None else ops.product_add(rows, linear, x)
 
 
 class VisionTower(nn.Module):
@@ -206,20 +221,38 @@ class VisionTower(nn.Module):
         """All that is between the patches' first values [P, width], which may be overwritten, and the tower's result
         [P, out width]."""
         if self.spec.pre_norm:
-            _, x = add_norm(x, None, self.pre_norm)
-        branch: Tensor | None = None
+            x = shifted_norm(x, self.pre_norm)
+        owed = self._owed(x)
         kept: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks):
+            owing = None if owed is None else owed[2 * number : 2 * number + 2]
             if number in self.spec.feature_layers:  # a copy: the block may write over x
-                kept[number] = x.clone() if branch is None else x + branch
-            x, branch = block(x, branch, whole if number in self.spec.full_layers else near, rope)
+                kept[number] = x.clone() if owing is None else (x + owing[0]).to(x.dtype)
+            x = block(x, owing, whole if number in self.spec.full_layers else near, rope)
+        last = None if owed is None else owed[-1]
         if self.spec.post_norm:
-            return add_norm(x, branch, self.post_norm)[1]
-        x = x if branch is None else x + branch
+            return shifted_norm(x, self.post_norm, last)
+        x = x if last is None else (x + last).to(x.dtype)
         if not self.spec.feature_layers:
             return x
         kept[len(self.blocks)] = x
         return torch.cat([kept[number] for number in self.spec.feature_layers], dim=-1)
+
+    def _owed(self, x: Tensor) -> Tensor | None:
+        """What the residual stream is without; None: nothing."""
+        return self.bias_sums() if x.is_cuda and self.spec.bias and not self.spec.layer_scale else None
+
+    def bias_sums(self) -> Tensor:
+        """The biases of all layers before each norm and the end [2 * blocks + 1, width], in float32.
+
+        A product that is added to the residual stream has no pass for its bias. So biases stay out of the stream, and
+        are added where it is read.
+        """
+        biases: list[Tensor] = []
+        for block in self.blocks:
+            assert isinstance(block, VisionBlock)
+            biases += (block.out.bias, block.down.bias)
+        return F.pad(torch.stack(biases).float().cumsum(0), (0, 0, 1, 0))
 
     def _rope(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """A quarter of the head's values turns with the row, the next with the column (Qwen2-VL's published code)."""
