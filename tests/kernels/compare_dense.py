@@ -119,8 +119,14 @@ def compare_many_rows(rows: int, inputs: int, outputs: int, dtype: torch.dtype) 
     gated = many_rows.gate_up(x, both.weight)
     close(gated, reference.silu_mul(exactly(both)(x.double())), dtype)
     exact = exactly(one)(x.double())
-    for kind, wanted in (("quick_gelu", reference.quick_gelu(exact)), ("gelu_tanh", F.gelu(exact, approximate="tanh"))):
-        close(many_rows.activated(x, one.weight, one.bias, kind), wanted, dtype)
+    wanted = {
+        "silu": F.silu(exact),
+        "quick_gelu": reference.quick_gelu(exact),
+        "gelu_tanh": F.gelu(exact, approximate="tanh"),
+    }
+    assert wanted.keys() == many_rows.SLOPES.keys()
+    for kind, true in wanted.items():
+        close(many_rows.activated(x, one.weight, one.bias, kind), true, dtype)
     assert not ON_CARD or torch.equal(many_rows.gate_up(x[: rows // 2], both.weight), gated[: rows // 2])
 
 
